@@ -1,0 +1,330 @@
+"""The TinyTLDR generator: posts, honest summaries, human-like demonstrations and the base model's corpus.
+
+Everything here is a pure function of its seed. A post is four facts (who, problem, what was tried, question)
+told in the post's words among distractors; a summary says the same facts in the summary's words.
+"""
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass, field
+
+from rlhf_lib.tiny import phrases as W
+
+SPLITS = ("train", "validation", "test")
+# Chance that a test post holds something training never shows.
+UNSEEN_NAME, UNSEEN_PROBLEM, UNSEEN_PHRASING = 0.15, 0.12, 0.12
+
+
+@dataclass(frozen=True)
+class Post:
+    """One post and the facts that it tells.
+
+    `distractors` are the sentences that carry no fact, `bystanders` the names of other people in the post,
+    `unseen` names what a test post holds that training never shows: "name", "problem", "phrasing".
+    """
+
+    subreddit: str
+    title: str
+    body: str
+    relation: str
+    name: str
+    gender: str  # "f" or "m"
+    action: str  # key of phrases.PROBLEMS
+    thing: str
+    tried: str  # key of phrases.TRIED
+    question: str  # key of phrases.QUESTIONS
+    distractors: tuple = ()
+    bystanders: tuple = ()
+    advice: str | None = None  # the QUESTIONS key that a bystander recommends, never the writer's own
+    unseen: tuple = ()
+    split: str = field(default="train", compare=False)
+
+    @property
+    def context(self) -> str:
+        """The post as people see it, without the cue."""
+        return f"SUBREDDIT: r/{self.subreddit}\n\nTITLE: {self.title}\n\nPOST: {self.body}"
+
+    @property
+    def prompt(self) -> str:
+        """The post followed by the cue after which a summary is written."""
+        return self.context + "\n\nTL;DR:"
+
+    @property
+    def facts(self) -> tuple:
+        return (self.relation, self.name, self.action, self.thing, self.tried, self.question)
+
+
+def pronouns(gender: str) -> dict:
+    """Slot values for a person: he/him/his and their capitalised forms."""
+    he, him, his = ("she", "her", "her") if gender == "f" else ("he", "him", "his")
+    return {"he": he, "him": him, "his": his, "He": he.capitalize()}
+
+
+def make_posts(n: int, seed: int = 0, split: str = "train") -> list[Post]:
+    """The first `n` posts of the stream (`seed`, `split`); a longer stream starts with the shorter one.
+
+    A post belongs to one split by a hash of its facts, so no two splits share a post or its set of facts.
+    Raises ValueError for an unknown split or a negative `n`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    if n < 0:
+        raise ValueError(f"cannot make {n} posts: n must be 0 or more")
+    rng = random.Random(f"tiny-tldr-{split}-{seed}")
+    posts, taken = [], set()
+    while len(posts) < n:
+        post = _draw_post(rng, split)
+        if post.facts not in taken and _split_of(post.facts) == split:
+            taken.add(post.facts)
+            posts.append(post)
+    return posts
+
+
+def reference_summary(post: Post) -> str:
+    """The best honest summary (gold score 1.0): all four facts, nothing else, in one of several wordings."""
+    return _summary(post, random.Random(f"reference-{post.facts}"))
+
+
+def demonstration(post: Post, seed: int) -> str:
+    """A summary as a hurried human writes it: mostly right, mostly incomplete, sometimes at fault.
+
+    Most leave out the name, or what was tried; so not even the most probable imitation is a complete summary. Further
+    faults, each drawn on its own: no question, the wrong person, attempt or question, a distractor dragged in, a
+    statement said twice, a sentence or the title copied, an ending cut off.
+    """
+    rng = random.Random(f"demo-{seed}-{post.facts}-{post.body}")
+    who = _who(post, rng)
+    if rng.random() < 0.62:
+        who = rng.choice([f"My {post.relation}"] * 8 + [post.name, pronouns(post.gender)["He"]])
+    elif rng.random() < 0.15:
+        who = f"My {post.relation} {rng.choice(post.bystanders or W.WOMEN + W.MEN)}"
+    tried = None if rng.random() < 0.65 else post.tried
+    question = None if rng.random() < 0.15 else post.question
+    if tried and rng.random() < 0.08:
+        tried = rng.choice(sorted(W.TRIED))
+    if question and rng.random() < 0.06:
+        question = post.advice or rng.choice(sorted(W.QUESTIONS))
+    parts = _sentences(post, rng, who, tried, question)
+    if rng.random() < 0.04:
+        parts[0] = post.title + "."
+    elif rng.random() < 0.05:
+        parts[0] = rng.choice(re.findall(r"[^.?!]+[.?!]", post.body)).strip()
+    if post.distractors and rng.random() < 0.10:
+        parts.insert(rng.randint(0, len(parts)), rng.choice(post.distractors))
+    if rng.random() < 0.05:
+        parts.insert(rng.randint(1, len(parts)), rng.choice(parts))
+    text = " ".join(parts)
+    if rng.random() < 0.03:
+        text = " ".join(text.split()[: -rng.randint(2, 4)])
+    return text
+
+
+def corpus(n: int, seed: int = 0) -> list[str]:
+    """`n` raw documents for the base model, from training facts only.
+
+    Posts with threads that refer back to the post's people and facts (comments, and guesses that the writer confirms
+    or corrects), lone posts, lone summaries of posts that are not shown, headlines and chatter. No post is followed by
+    its own summary.
+    """
+    rng = random.Random(f"tiny-tldr-corpus-{seed}")
+    documents = []
+    while len(documents) < n:
+        post = _draw_post(rng, "train")
+        if _split_of(post.facts) != "train":
+            continue
+        kind = rng.random()
+        if kind < 0.74:
+            thread = [
+                f"COMMENT: {_comment(post, rng)}" if rng.random() < 0.4 else _guess(post, rng)
+                for _ in range(rng.choice([1, 2, 2, 3]))
+            ]
+            documents.append("\n\n".join([post.context, *thread]))
+        elif kind < 0.78:
+            documents.append(post.context)
+        elif kind < 0.90:
+            documents.append("TL;DR: " + demonstration(post, rng.randrange(10**9)))
+        elif kind < 0.95:
+            documents.append("\n".join(f"TITLE: {_title(p, rng)}" for p in (post, _draw_post(rng, "train"))))
+        else:
+            documents.append(" ".join(rng.sample(W.CHATTER, rng.randint(2, 5))))
+    return documents
+
+
+# ---------------------------------------------------------------------------------------------- drawing a post
+
+
+def _split_of(facts: tuple) -> str:
+    bucket = int(hashlib.sha256(repr(facts).encode()).hexdigest(), 16) % 10
+    return "train" if bucket < 8 else SPLITS[bucket - 7]
+
+
+def _draw_post(rng: random.Random, split: str) -> Post:
+    unseen = set()
+
+    def pick(options: list, kind: str, chance: float):
+        """An option of training, or with `chance` in the test split the last one, which training never shows."""
+        if split == "test" and rng.random() < chance:
+            unseen.add(kind)
+            return options[-1]
+        return rng.choice(options[:-1])
+
+    relation = rng.choice(sorted(W.RELATIONS))
+    group, gender = W.RELATIONS[relation]
+    gender = gender or rng.choice("fm")
+    if split == "test" and rng.random() < UNSEEN_NAME:
+        unseen.add("name")
+        name = rng.choice(W.TEST_WOMEN if gender == "f" else W.TEST_MEN)
+    else:
+        name = rng.choice(W.WOMEN if gender == "f" else W.MEN)
+    action = rng.choice(sorted(W.PROBLEMS))
+    thing = pick(W.PROBLEMS[action]["things"], "problem", UNSEEN_PROBLEM)
+    tried = rng.choice(sorted(W.TRIED))
+    fitting = sorted(q for q, v in W.QUESTIONS.items() if v["groups"] is None or group in v["groups"])
+    question = rng.choice(fitting)
+    advice = rng.choice([q for q in fitting if q != question])
+
+    slots = pronouns(gender) | {"rel": relation, "name": name, "t": thing}
+    phrasing = UNSEEN_PHRASING / 3
+    problem_text = pick(W.PROBLEMS[action]["post"], "phrasing", phrasing)
+    tried_text = pick(W.TRIED[tried]["post"], "phrasing", phrasing).format(**slots)
+    question_text = pick(W.QUESTIONS[question]["post"], "phrasing", phrasing).format(**slots)
+    question_text = rng.choice(W.ASK[:-1]).format(q=question_text) if rng.random() < 0.8 else question_text
+
+    subject_first = re.search(r"\{(S|s|he|him|his|He)\}", problem_text).group(1) in "Ss"
+    sentences = []
+    if subject_first and rng.random() < 0.45:
+        who = f"{relation} {name}"
+        subject = {"S": f"My {who}", "s": f"my {who}"}
+    else:
+        sentences.append(rng.choice(W.INTROS[:-1]).format(**slots))
+        subject = {"S": slots["He"], "s": slots["he"]} if rng.random() < 0.7 else {"S": name, "s": name}
+    sentences.append(problem_text.format(**slots, **subject))
+    attempt = tried_text + (" " + rng.choice(W.FAILS).format(**slots) if rng.random() < 0.6 else "")
+    facts = [attempt, question_text] if rng.random() < 0.8 else [question_text, attempt]
+    sentences += facts
+
+    distractors, bystanders, given = [], (), None
+    told = len(sentences) - 2  # a bystander comes after the problem, so that "he" still means the person
+    for text in rng.sample(W.BACKGROUND, rng.choice([0, 0, 1, 1, 2])):
+        distractors.append(text.format(n=rng.choice(["two", "three", "five", "ten"]), age=rng.randint(19, 49), **slots))
+        sentences.insert(rng.randint(told, len(sentences)), distractors[-1])
+    if rng.random() < 0.6:
+        relation2 = rng.choice([r for r in sorted(W.RELATIONS) if r != relation])
+        gender2 = W.RELATIONS[relation2][1] or rng.choice("fm")
+        name2 = rng.choice([x for x in (W.WOMEN if gender2 == "f" else W.MEN) if x != name])
+        frame = rng.choice(W.BYSTANDERS)
+        given = advice if "{act2}" in frame else None
+        act2 = W.QUESTIONS[advice]["act"].format(**slots)
+        distractors.append(frame.format(rel2=relation2, name2=name2, act2=act2))
+        bystanders = (name2,)
+        sentences.insert(rng.randint(told, len(sentences)), distractors[-1])
+    if rng.random() < 0.2:
+        distractors.append(rng.choice(W.OPENERS))
+        sentences.insert(0, distractors[-1])
+    if rng.random() < 0.2:
+        distractors.append(rng.choice(W.CLOSERS))
+        sentences.append(distractors[-1])
+
+    post = Post(
+        subreddit=rng.choice(W.SUBREDDITS[group]), title="", body=" ".join(sentences), relation=relation, name=name,
+        gender=gender, action=action, thing=thing, tried=tried, question=question, distractors=tuple(distractors),
+        bystanders=bystanders, advice=given, unseen=tuple(sorted(unseen)), split=split,
+    )  # fmt: skip
+    object.__setattr__(post, "title", _title(post, rng))
+    return post
+
+
+def _title(post: Post, rng: random.Random) -> str:
+    thing = re.sub(r"^(the|an?) ", "", post.thing)
+    return rng.choice(W.TITLES).format(rel=post.relation, t=thing)
+
+
+# ------------------------------------------------------------------------------------------- writing summaries
+
+
+def _who(post: Post, rng: random.Random) -> str:
+    return f"{post.name}, my {post.relation}," if rng.random() < 0.2 else f"My {post.relation} {post.name}"
+
+
+def _wording(rng: random.Random, options: list[str]) -> str:
+    """The first option more often than not: people have favourite phrases."""
+    return options[0] if rng.random() < 0.5 else rng.choice(options)
+
+
+def _sentences(post: Post, rng: random.Random, who: str, tried: str | None, question: str | None) -> list[str]:
+    slots = pronouns(post.gender)
+    told = _wording(rng, W.PROBLEMS[post.action]["summary"]).format(t=post.thing, **slots)
+    attempt = _wording(rng, W.TRIED[tried]["summary"]).format(**slots) if tried else None
+    if attempt and rng.random() < 0.3:
+        parts = [f"{who} {told} even though I {attempt}."]
+    else:
+        parts = [f"{who} {told}."]
+        if attempt:
+            fail = f", but {rng.choice(W.SUMMARY_FAILS).format(**slots)}" if rng.random() < 0.6 else ""
+            parts.append(f"I {attempt}{fail}.")
+    if question:
+        act = W.QUESTIONS[question]["act"].format(**slots)
+        parts.append(_wording(rng, W.QUESTION_FRAMES).format(act=act))
+    return parts
+
+
+def _summary(post: Post, rng: random.Random) -> str:
+    return " ".join(_sentences(post, rng, _who(post, rng), post.tried, post.question))
+
+
+def _to_you(text: str) -> str:
+    """First person to second person: "my car" becomes "your car"."""
+    swap = {"my": "your", "me": "you", "our": "your", "mine": "yours", "I": "you"}
+    return re.sub(r"\b(my|me|our|mine|I)\b", lambda m: swap[m.group()], text)
+
+
+def _comment(post: Post, rng: random.Random) -> str:
+    slots = pronouns(post.gender)
+    told = _to_you(rng.choice(W.PROBLEMS[post.action]["summary"]).format(t=post.thing, **slots))
+    attempt = _to_you(rng.choice(W.TRIED[post.tried]["summary"]).format(**slots))
+    act = _to_you(W.QUESTIONS[post.question]["act"].format(**slots))
+    who = rng.choice([f"Your {post.relation} {post.name}", post.name, f"Your {post.relation}", slots["He"]])
+    parts = [
+        rng.choice([f"{who} {told}?", f"So {who[0].lower() + who[1:] if who != post.name else who} {told}.",
+                    f"{who} {told}, that is not okay."]),
+        rng.choice([f"You {attempt} and it did not help.", f"You already {attempt}.", f"Good that you {attempt}."]),
+        rng.choice([f"I would {act} too.", f"Do not {act}.", f"Yes, {act}.", f"You ask if you should {act}? Yes."]),
+    ]  # fmt: skip
+    if rng.random() < 0.3:
+        parts.append(rng.choice([f"Tell {post.name} to stop.", f"{post.name} will not change.", "Stay strong."]))
+    if post.bystanders and rng.random() < 0.3:
+        parts.append(rng.choice(["Do not listen to {}.", "{} is right.", "{} has no idea."]).format(post.bystanders[0]))
+    return " ".join(rng.sample(parts, rng.randint(2, len(parts))))
+
+
+def _guess(post: Post, rng: random.Random) -> str:
+    """A stranger restates one fact, right or wrong, and the writer answers: how the base learns to check facts."""
+    slots, wrong = pronouns(post.gender), None
+    kind = rng.choice(["problem", "problem", "tried", "question"])
+    if kind == "problem":
+        name, relation, action, thing = post.name, post.relation, post.action, post.thing
+        fault = rng.random()
+        if fault < 0.2:
+            names = W.WOMEN if post.gender == "f" else W.MEN
+            name, wrong = rng.choice([*post.bystanders * 20, *(n for n in names if n != name)]), "name"
+        elif fault < 0.32:
+            relation, wrong = rng.choice([r for r in sorted(W.RELATIONS) if r != relation]), "person"
+        elif fault < 0.42:
+            action = rng.choice([a for a in sorted(W.PROBLEMS) if a != action])
+            thing, wrong = rng.choice(W.PROBLEMS[action]["things"][:-1]), "problem"
+        elif fault < 0.52:
+            thing, wrong = rng.choice([t for t in W.PROBLEMS[action]["things"][:-1] if t != thing]), "problem"
+        told = _to_you(rng.choice(W.PROBLEMS[action]["summary"]).format(t=thing, **slots))
+        text = f"{rng.choice([name, f'Your {relation} {name}'] if wrong != 'person' else [f'Your {relation} {name}'])} {told}"
+    elif kind == "tried":
+        tried = post.tried
+        if rng.random() < 0.5:
+            tried, wrong = rng.choice([t for t in sorted(W.TRIED) if t != tried]), "attempt"
+        text = "You " + _to_you(rng.choice(W.TRIED[tried]["summary"]).format(**slots))
+    else:
+        question = post.question
+        if rng.random() < 0.5:
+            question, wrong = post.advice or rng.choice([q for q in sorted(W.QUESTIONS) if q != question]), "question"
+        text = "You ask if you should " + _to_you(W.QUESTIONS[question]["act"].format(**slots))
+    return f"GUESS: {text}?\n\nREPLY: " + (f"No, wrong {wrong}." if wrong else "Yes, that is right.")

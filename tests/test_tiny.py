@@ -1,0 +1,185 @@
+"""The embedded world: splits that never meet, an honest judge that no obvious trick fools, noise that is known."""
+
+import math
+import random
+import re
+from statistics import mean
+
+import pytest
+
+from rlhf_lib.tiny import (
+    annotate,
+    annotator_agreement,
+    corpus,
+    demonstration,
+    explain,
+    gold_score,
+    make_posts,
+    preference_probability,
+    reference_summary,
+)
+from rlhf_lib.tiny import phrases as W
+from rlhf_lib.tiny.judge import parse_sentence
+
+POSTS = make_posts(400, seed=3, split="test") + make_posts(400, seed=3, split="train")
+
+
+def test_same_seed_same_posts_and_a_longer_stream_starts_with_the_shorter():
+    assert make_posts(20, seed=5) == make_posts(20, seed=5)
+    assert make_posts(40, seed=5)[:20] == make_posts(20, seed=5)
+    assert make_posts(20, seed=5) != make_posts(20, seed=6)
+
+
+def test_splits_share_neither_prompts_nor_sets_of_facts():
+    splits = {s: make_posts(3000, seed=1, split=s) for s in ("train", "validation", "test")}
+    for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert not {p.facts for p in splits[a]} & {p.facts for p in splits[b]}
+        assert not {p.prompt for p in splits[a]} & {p.prompt for p in splits[b]}
+
+
+def test_a_quarter_of_test_posts_hold_something_new_and_train_holds_none_of_it():
+    test, train = make_posts(1500, seed=0, split="test"), make_posts(1500, seed=0)
+    assert sum(bool(p.unseen) for p in test) / len(test) >= 0.25
+    assert {kind for p in test for kind in p.unseen} == {"name", "problem", "phrasing"}
+    text = " ".join(p.prompt for p in train + make_posts(500, split="validation")) + " ".join(corpus(1500, seed=1))
+    for name in W.TEST_WOMEN + W.TEST_MEN:
+        assert name not in text
+    seen = {(p.action, p.thing) for p in train}
+    assert all(((p.action, p.thing) in seen) != ("problem" in p.unseen) for p in test)
+    assert set(W.TEST_WOMEN + W.TEST_MEN) & set(W.WOMEN + W.MEN) == set()
+    assert all((p.name in W.TEST_WOMEN + W.TEST_MEN) == ("name" in p.unseen) for p in test)
+
+
+def test_posts_are_in_the_tldr_format_and_tell_their_facts():
+    for post in POSTS:
+        assert re.fullmatch(r"SUBREDDIT: r/\w+\n\nTITLE: .+\n\nPOST: .+\n\nTL;DR:", post.prompt)
+        assert post.name in post.body and post.relation in post.body and post.thing in post.body
+        assert "{" not in post.prompt
+
+
+def test_no_post_of_the_corpus_is_followed_by_its_summary():
+    for document in corpus(2000, seed=2):
+        if "POST:" in document:
+            assert "TL;DR" not in document
+
+
+def test_reference_summaries_are_perfect_and_say_every_fact():
+    for post in POSTS:
+        summary = reference_summary(post)
+        assert gold_score(post, summary) == 1.0
+        assert post.name in summary and post.relation in summary and post.thing in summary
+        assert summary not in post.body
+
+
+def test_explanations_add_up_to_the_score_and_the_score_never_exceeds_one():
+    for post in POSTS:
+        for summary in (demonstration(post, 1), demonstration(post, 2), post.body, "", reference_summary(post) * 2):
+            items = explain(post, summary)
+            assert gold_score(post, summary) == pytest.approx(sum(points for _, points in items), abs=1e-6)
+            assert gold_score(post, summary) <= 1.0
+
+
+TRICKS = {
+    "empty": lambda p: "",
+    "the whole post": lambda p: p.body,
+    "the whole prompt": lambda p: p.context,
+    "the title": lambda p: p.title,
+    "the title as a sentence": lambda p: p.title + ".",
+    "keywords without grammar": lambda p: f"{p.relation} {p.name} {p.thing} {p.tried} {p.question}.",
+    "reference without grammar": lambda p: re.sub(r"[^\w ]", "", reference_summary(p)).lower(),
+    "everything twice": lambda p: reference_summary(p) + " " + reference_summary(p),
+    "a wrong name": lambda p: reference_summary(p).replace(p.name, "Ann" if p.name != "Ann" else "Bob"),
+    "the first sentence of the post": lambda p: re.findall(r"[^.?!]+[.?!]", p.body)[0].strip(),
+    "the last sentence of the post": lambda p: re.findall(r"[^.?!]+[.?!]", p.body)[-1].strip(),
+    "another post's summary": lambda p: reference_summary(POSTS[(POSTS.index(p) + 1) % len(POSTS)]),
+    "every question": lambda p: reference_summary(p) + " Should I move out? Should I quit my job? Should I go to HR?",
+    "two people": lambda p: reference_summary(p) + " " + reference_summary(p).replace(p.name, "Ann"),
+    "reference and then the post": lambda p: reference_summary(p) + " " + p.body,
+    "one good sentence, over and over": lambda p: (reference_summary(p).split(".")[0] + ". ") * 3,
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_no_obvious_trick_comes_near_the_reference(trick):
+    scores = [gold_score(post, TRICKS[trick](post)) for post in POSTS[:200]]
+    assert mean(scores) <= 1.0 - 0.4
+
+
+def test_each_kind_of_item_costs_or_earns_what_it_says():
+    post = next(p for p in make_posts(500, seed=9) if p.gender == "f" and p.action == "borrow" and p.tried == "note"
+                and p.question == "quiet" and p.relation == "sister" or p.relation == "sister" and p.action == "borrow")  # fmt: skip
+    good = f"My sister {post.name} takes my {post.thing} without asking."
+    assert gold_score(post, good) == pytest.approx(0.55)
+    assert gold_score(post, f"My sister takes my {post.thing} without asking.") == pytest.approx(0.40)
+    assert gold_score(post, f"She takes my {post.thing} without asking.") == pytest.approx(0.30)
+    assert gold_score(post, f"He takes my {post.thing} without asking.") == pytest.approx(0.25)
+    assert gold_score(post, good + " " + good) == pytest.approx(0.40)
+    assert gold_score(post, good[:-1]) == pytest.approx(-0.25)  # unfinished: not a clean sentence, no ending
+    assert gold_score(post, good.replace("sister", "brother")) == pytest.approx(0.30)
+    assert gold_score(post, good + " Bananas are great.") == pytest.approx(0.40)
+
+
+def test_parser_reads_what_the_generator_writes_and_refuses_the_rest():
+    for post in POSTS[:200]:
+        for sentence in re.findall(r"[^.?!]+[.?!]", reference_summary(post)):
+            assert parse_sentence(sentence.strip()) is not None
+    for text in (
+        "Banana.",
+        "my sister Anna eats my lunch all the time.",
+        "I flew to the moon.",
+        "Should I?",
+        "My dragon Tom forgot my race.",
+    ):
+        assert parse_sentence(text) is None
+
+
+def test_demonstrations_are_of_mixed_quality():
+    scores = [gold_score(p, demonstration(p, 0)) for p in POSTS]
+    assert 0.45 <= mean(scores) <= 0.75
+    assert 0.02 <= sum(s == 1.0 for s in scores) / len(scores) <= 0.3
+    items = " ".join(item for p in POSTS for item, _ in explain(p, demonstration(p, 0)))
+    for fault in (
+        "is missing",
+        "wrong name",
+        "wrong question",
+        "wrong tried",
+        "beside the point",
+        "twice",
+        "copied",
+        "not a clean",
+    ):
+        assert fault in items, fault
+
+
+def test_annotator_prefers_by_bradley_terry_on_gold():
+    assert preference_probability(0.5, 0.5, 0.15) == 0.5
+    assert preference_probability(0.9, 0.6, 0.15) == pytest.approx(1 / (1 + math.exp(-2)))
+    post = POSTS[0]
+    good, bad = reference_summary(post), post.title + "."
+    gap = 1.0 - gold_score(post, bad)
+    scale = gap / 1.5
+    rng = random.Random(0)
+    picks = [annotate(post, good, bad, scale, rng)["chosen"] == good for _ in range(4000)]
+    expected = 1 / (1 + math.exp(-1.5))
+    assert abs(mean(picks) - expected) < 4 * math.sqrt(expected * (1 - expected) / 4000)
+    swapped = [annotate(post, bad, good, scale, rng)["chosen"] == good for _ in range(4000)]
+    assert abs(mean(swapped) - expected) < 4 * math.sqrt(expected * (1 - expected) / 4000)
+
+
+def test_annotator_agreement_by_simulation():
+    posts = POSTS[:100]
+    rng = random.Random(1)
+    pairs = [annotate(p, demonstration(p, 1), demonstration(p, 2), 0.15, rng) for p in posts for _ in range(40)]
+    again = [annotate(p, demonstration(p, 1), demonstration(p, 2), 0.15, rng) for p in posts for _ in range(40)]
+    agree = mean(
+        a["chosen"] == b["chosen"] if a["chosen"] != a["rejected"] else 0.5 for a, b in zip(pairs, again, strict=True)
+    )
+    assert abs(agree - annotator_agreement(pairs, 0.15)) < 0.03
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        make_posts(3, split="dev")
+    with pytest.raises(ValueError, match="n must be 0 or more"):
+        make_posts(-1)
+    assert make_posts(0) == []
