@@ -2,7 +2,7 @@
 
 from rlhf_lib.tiny.annotator import annotate, annotator_agreement, preference_probability
 from rlhf_lib.tiny.judge import explain, gold_score
-from rlhf_lib.tiny.world import Post, corpus, demonstration, make_posts, reference_summary
+from rlhf_lib.tiny.world import Post, corpus, demonstration, edited_summaries, make_posts, reference_summary
 
 __all__ = [
     "Post",
@@ -10,6 +10,7 @@ __all__ = [
     "annotator_agreement",
     "corpus",
     "demonstration",
+    "edited_summaries",
     "explain",
     "gold_score",
     "make_posts",

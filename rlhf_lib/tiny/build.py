@@ -53,7 +53,8 @@ def batches(tokenizer, n_documents: int, batch_size: int, seed: int):
     """Batches of documents of similar length, each ending in EOS: (input_ids, attention_mask), right-padded."""
     rng = random.Random(seed)
     encoded = [
-        ids[: CONTEXT - 1] + [tokenizer.eos_token_id] for ids in tokenizer(corpus(n_documents, seed=seed))["input_ids"]
+        ids[: CONTEXT - 1] + [tokenizer.eos_token_id]
+        for ids in tokenizer(corpus(n_documents, seed=seed), verbose=False)["input_ids"]
     ]
     pool = batch_size * 50
     order = []

@@ -7,7 +7,7 @@ told in the post's words among distractors; a summary says the same facts in the
 import hashlib
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlhf_lib.tiny import phrases as W
 
@@ -97,20 +97,20 @@ def demonstration(post: Post, seed: int) -> str:
     who = _who(post, rng)
     if rng.random() < 0.62:
         who = rng.choice([f"My {post.relation}"] * 8 + [post.name, pronouns(post.gender)["He"]])
-    elif rng.random() < 0.15:
+    elif rng.random() < 0.10:
         who = f"My {post.relation} {rng.choice(post.bystanders or W.WOMEN + W.MEN)}"
     tried = None if rng.random() < 0.65 else post.tried
     question = None if rng.random() < 0.15 else post.question
-    if tried and rng.random() < 0.08:
+    if tried and rng.random() < 0.06:
         tried = rng.choice(sorted(W.TRIED))
-    if question and rng.random() < 0.06:
+    if question and rng.random() < 0.04:
         question = post.advice or rng.choice(sorted(W.QUESTIONS))
     parts = _sentences(post, rng, who, tried, question)
     if rng.random() < 0.04:
         parts[0] = post.title + "."
     elif rng.random() < 0.05:
         parts[0] = rng.choice(re.findall(r"[^.?!]+[.?!]", post.body)).strip()
-    if post.distractors and rng.random() < 0.10:
+    if post.distractors and rng.random() < 0.08:
         parts.insert(rng.randint(0, len(parts)), rng.choice(post.distractors))
     if rng.random() < 0.05:
         parts.insert(rng.randint(1, len(parts)), rng.choice(parts))
@@ -120,12 +120,52 @@ def demonstration(post: Post, seed: int) -> str:
     return text
 
 
+EDITS = ("name", "relation", "thing", "problem", "tried", "question", "omit", "repeat", "distractor")
+
+
+def edited_summaries(post: Post, seed: int, n: int) -> list[str]:
+    """An honest summary and `n` edits of it, each with one thing wrong: a contrast set.
+
+    The edit is one of EDITS: a wrong name, relation, thing, problem, attempt or question, one sentence left out or said
+    twice, a distractor added. Minimal differences teach a reward model to check facts instead of counting them
+    (contrast sets: Gardner et al. 2020, arXiv 2004.02709).
+    """
+    rng = random.Random(f"edits-{seed}-{post.facts}-{post.body}")
+    return [_summary(post, rng)] + [_edit(post, kind, rng) for kind in rng.sample(EDITS, n)]
+
+
+def _edit(post: Post, kind: str, rng: random.Random) -> str:
+    if kind in ("omit", "repeat", "distractor"):
+        parts = _sentences(post, rng, _who(post, rng), post.tried, post.question)
+        place = rng.randrange(len(parts))
+        if kind == "omit":
+            parts.pop(place)
+        else:
+            extra = rng.choice(post.distractors) if kind == "distractor" and post.distractors else parts[place]
+            parts.insert(place + 1, extra)
+        return " ".join(parts)
+    if kind == "name":
+        change = dict(name=rng.choice([*post.bystanders * 100, *(W.WOMEN if post.gender == "f" else W.MEN)]))
+    elif kind == "problem":
+        action = rng.choice(sorted(W.PROBLEMS))
+        change = dict(action=action, thing=rng.choice(W.PROBLEMS[action]["things"][:-1]))
+    elif kind == "question":
+        change = dict(question=post.advice or rng.choice(sorted(W.QUESTIONS)))
+    else:
+        options = {
+            "relation": sorted(W.RELATIONS),
+            "thing": W.PROBLEMS[post.action]["things"][:-1],
+            "tried": sorted(W.TRIED),
+        }
+        change = {kind: rng.choice(options[kind])}
+    return _summary(replace(post, **change), rng)
+
+
 def corpus(n: int, seed: int = 0) -> list[str]:
     """`n` raw documents for the base model, from training facts only.
 
-    Posts with threads that refer back to the post's people and facts (comments, and guesses that the writer confirms
-    or corrects), lone posts, lone summaries of posts that are not shown, headlines and chatter. No post is followed by
-    its own summary.
+    Posts with comments that refer back to the post's people and facts, lone posts, lone summaries of posts that
+    are not shown, headlines and chatter. No post is followed by its own summary.
     """
     rng = random.Random(f"tiny-tldr-corpus-{seed}")
     documents = []
@@ -134,13 +174,10 @@ def corpus(n: int, seed: int = 0) -> list[str]:
         if _split_of(post.facts) != "train":
             continue
         kind = rng.random()
-        if kind < 0.74:
-            thread = [
-                f"COMMENT: {_comment(post, rng)}" if rng.random() < 0.4 else _guess(post, rng)
-                for _ in range(rng.choice([1, 2, 2, 3]))
-            ]
-            documents.append("\n\n".join([post.context, *thread]))
-        elif kind < 0.78:
+        if kind < 0.68:
+            comments = [_comment(post, rng) for _ in range(rng.choice([2, 3, 4]))]
+            documents.append("\n\n".join([post.context, *(f"COMMENT: {c}" for c in comments)]))
+        elif kind < 0.76:
             documents.append(post.context)
         elif kind < 0.90:
             documents.append("TL;DR: " + demonstration(post, rng.randrange(10**9)))
@@ -280,51 +317,21 @@ def _to_you(text: str) -> str:
 
 
 def _comment(post: Post, rng: random.Random) -> str:
-    slots = pronouns(post.gender)
+    slots, name = pronouns(post.gender), post.name
     told = _to_you(rng.choice(W.PROBLEMS[post.action]["summary"]).format(t=post.thing, **slots))
     attempt = _to_you(rng.choice(W.TRIED[post.tried]["summary"]).format(**slots))
     act = _to_you(W.QUESTIONS[post.question]["act"].format(**slots))
-    who = rng.choice([f"Your {post.relation} {post.name}", post.name, f"Your {post.relation}", slots["He"]])
+    yours = f"our {post.relation} {name}"
     parts = [
-        rng.choice([f"{who} {told}?", f"So {who[0].lower() + who[1:] if who != post.name else who} {told}.",
-                    f"{who} {told}, that is not okay."]),
-        rng.choice([f"You {attempt} and it did not help.", f"You already {attempt}.", f"Good that you {attempt}."]),
-        rng.choice([f"I would {act} too.", f"Do not {act}.", f"Yes, {act}.", f"You ask if you should {act}? Yes."]),
+        rng.choice([f"Y{yours} {told}?", f"So y{yours} {told}.", f"{name} {told}, that is not okay.", f"{name} {told}?",
+                    f"So your {post.relation} {told}.", f"{slots['He']} {told}?"]),
+        rng.choice([f"You {attempt} and {name} did not care.", f"You already {attempt}.", f"You {attempt}, good.",
+                    f"Did y{yours} notice that you {attempt}?"]),
+        rng.choice([f"I would {act}, {name} will not change.", f"Do not {act}.", f"Yes, {act}.", f"You want to {act}? Yes.",
+                    f"If {name} goes on, {act}."]),
+        rng.choice([f"Tell {name} to stop.", f"What does {name} say?", f"Is y{yours} always like that?",
+                    f"Poor you, and shame on {name}."]),
     ]  # fmt: skip
-    if rng.random() < 0.3:
-        parts.append(rng.choice([f"Tell {post.name} to stop.", f"{post.name} will not change.", "Stay strong."]))
-    if post.bystanders and rng.random() < 0.3:
+    if post.bystanders and rng.random() < 0.2:
         parts.append(rng.choice(["Do not listen to {}.", "{} is right.", "{} has no idea."]).format(post.bystanders[0]))
-    return " ".join(rng.sample(parts, rng.randint(2, len(parts))))
-
-
-def _guess(post: Post, rng: random.Random) -> str:
-    """A stranger restates one fact, right or wrong, and the writer answers: how the base learns to check facts."""
-    slots, wrong = pronouns(post.gender), None
-    kind = rng.choice(["problem", "problem", "tried", "question"])
-    if kind == "problem":
-        name, relation, action, thing = post.name, post.relation, post.action, post.thing
-        fault = rng.random()
-        if fault < 0.2:
-            names = W.WOMEN if post.gender == "f" else W.MEN
-            name, wrong = rng.choice([*post.bystanders * 20, *(n for n in names if n != name)]), "name"
-        elif fault < 0.32:
-            relation, wrong = rng.choice([r for r in sorted(W.RELATIONS) if r != relation]), "person"
-        elif fault < 0.42:
-            action = rng.choice([a for a in sorted(W.PROBLEMS) if a != action])
-            thing, wrong = rng.choice(W.PROBLEMS[action]["things"][:-1]), "problem"
-        elif fault < 0.52:
-            thing, wrong = rng.choice([t for t in W.PROBLEMS[action]["things"][:-1] if t != thing]), "problem"
-        told = _to_you(rng.choice(W.PROBLEMS[action]["summary"]).format(t=thing, **slots))
-        text = f"{rng.choice([name, f'Your {relation} {name}'] if wrong != 'person' else [f'Your {relation} {name}'])} {told}"
-    elif kind == "tried":
-        tried = post.tried
-        if rng.random() < 0.5:
-            tried, wrong = rng.choice([t for t in sorted(W.TRIED) if t != tried]), "attempt"
-        text = "You " + _to_you(rng.choice(W.TRIED[tried]["summary"]).format(**slots))
-    else:
-        question = post.question
-        if rng.random() < 0.5:
-            question, wrong = post.advice or rng.choice([q for q in sorted(W.QUESTIONS) if q != question]), "question"
-        text = "You ask if you should " + _to_you(W.QUESTIONS[question]["act"].format(**slots))
-    return f"GUESS: {text}?\n\nREPLY: " + (f"No, wrong {wrong}." if wrong else "Yes, that is right.")
+    return " ".join(rng.sample(parts, rng.choice([1, 2, 2, 3])))
