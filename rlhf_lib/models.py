@@ -1,0 +1,179 @@
+"""Load and save policies, reference, reward model and value model as Hugging Face folders."""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from transformers.utils import logging as transformers_logging
+
+from rlhf_lib.data import encode_completions, encode_prompts, pad, position_ids
+from rlhf_lib.recipes import Recipe
+from rlhf_lib.runtime import Paths, UsageError, atomic_folder, autocast, recover_folder
+
+transformers_logging.set_verbosity_error()  # "newly initialized score.weight" is what we mean to do
+transformers_logging.disable_progress_bar()
+
+ASSETS = Path(__file__).parent / "tiny" / "assets"
+STAGES = ("sft", "reward", "ppo")
+SHIPPED = {"base": "base-small", "sft": "sft", "reward": "reward"}
+
+
+def locate(name: str) -> str:
+    """Where a model is: "tiny:small" and "tiny:medium" are shipped, any other name is a folder or hub name."""
+    if name.startswith("tiny:"):
+        folder = ASSETS / f"base-{name.removeprefix('tiny:')}"
+        if not folder.exists():
+            raise UsageError(f"there is no embedded model {name!r}: choose tiny:small or tiny:medium")
+        return str(folder)
+    return name
+
+
+def load_tokenizer(name: str):
+    """Tokenizer that pads on the left with a PAD token that is not EOS."""
+    folder = ASSETS / "tokenizer" if name.startswith("tiny:") else name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    return tokenizer
+
+
+def _attention() -> str:
+    return "sdpa" if torch.cuda.is_available() else "eager"  # eager trains faster on CPUs
+
+
+def load_policy(name: str, tokenizer=None):
+    """A causal language model in fp32, in evaluation mode, with room for the tokenizer's PAD."""
+    model = AutoModelForCausalLM.from_pretrained(locate(name), dtype=torch.float32, attn_implementation=_attention())
+    if tokenizer is not None:
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer))
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval()
+
+
+def new_reward_model(sft_folder: str):
+    """A reward model on the SFT model's body: scalar head, std 1/sqrt(d+1), zero bias (Huang et al. 2024, detail 14)."""
+    model = AutoModelForSequenceClassification.from_pretrained(
+        locate(str(sft_folder)), num_labels=1, dtype=torch.float32, attn_implementation=_attention()
+    )
+    width = model.score.in_features
+    nn.init.normal_(model.score.weight, std=1 / (width + 1) ** 0.5)
+    model.config.reward_mean = 0.0
+    return model.eval()
+
+
+def load_reward_model(name: str):
+    """A saved reward model in fp32, in evaluation mode; its `config.reward_mean` is the mean score of SFT references."""
+    model = AutoModelForSequenceClassification.from_pretrained(
+        locate(str(name)), dtype=torch.float32, attn_implementation=_attention()
+    )
+    if model.config.num_labels != 1:
+        raise UsageError(f"{name} has {model.config.num_labels} labels: a reward model has exactly one")
+    return model.eval()
+
+
+def reward_scores(reward_model, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Score of each sequence, read at its last real token, less `reward_mean`: (B,)."""
+    logits = reward_model(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
+    ).logits
+    return logits[:, 0].float() - getattr(reward_model.config, "reward_mean", 0.0)
+
+
+@torch.no_grad()
+def score_responses(
+    reward_model, tokenizer, prompts: list[str], responses: list[str], finished=None, max_prompt_tokens: int = 10**6,
+    batch_size: int = 128, precision: str = "no",
+) -> torch.Tensor:  # fmt: skip
+    """Reward-model scores of texts, re-encoded with the reward model's own tokenizer: (B,), in the given order.
+
+    `finished[i]` False means that response i never reached EOS, and none is added.
+    """
+    encoded_prompts = encode_prompts(tokenizer, prompts, max_prompt_tokens)
+    encoded = [p + r for p, r in zip(encoded_prompts, encode_completions(tokenizer, responses, finished), strict=True)]
+    device = next(reward_model.parameters()).device
+    scores = torch.empty(len(encoded))
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        ids, mask = pad([encoded[i] for i in rows], tokenizer.pad_token_id)
+        with autocast(device, precision):
+            scores[rows] = reward_scores(reward_model, ids.to(device), mask.to(device)).cpu()
+    return scores
+
+
+class ValueModel(nn.Module):
+    """A transformer body with one scalar per token: `forward(input_ids, attention_mask) -> (B, T)`."""
+
+    def __init__(self, body: nn.Module, head: nn.Linear, shift: float = 0.0):
+        super().__init__()
+        self.body, self.head, self.shift = body, head, shift
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.body(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids(attention_mask),
+            use_cache=False,
+        ).last_hidden_state  # (B, T, d)
+        return self.head(hidden)[..., 0].float() - self.shift  # (B, T)
+
+
+def value_model_from(model) -> ValueModel:
+    """The critic's start: a copy of the reward model, its head included, or of a policy under a zero head."""
+    body = copy.deepcopy(model.base_model)
+    if hasattr(model, "score"):
+        return ValueModel(body, copy.deepcopy(model.score), model.config.reward_mean).eval()
+    head = nn.Linear(model.config.hidden_size, 1, bias=False)
+    nn.init.zeros_(head.weight)
+    return ValueModel(body, head).eval()
+
+
+# ------------------------------------------------------------------------------------------------- checkpoints
+
+
+def stage_settings(recipe: Recipe, stage: str) -> dict:
+    """What a stage's result depends on: the settings of the stage and of all before it, the scale and the seed."""
+    resolved = recipe.resolved()
+    common = ["name", "policy", "max_prompt_tokens", "max_new_tokens", "precision", "scale", "seed"]
+    return {key: resolved[key] for key in [*common, *STAGES[: STAGES.index(stage) + 1]]}
+
+
+def save_checkpoint(folder: Path, model, tokenizer, settings: dict) -> None:
+    """Replace `folder` in one step by model, tokenizer and the settings that made them."""
+    with atomic_folder(folder) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        (fresh / "settings.json").write_text(json.dumps(settings, indent=1))
+
+
+def find_checkpoint(recipe: Recipe, paths: Paths, stage: str) -> tuple[str, str]:
+    """Folder of a stage's model and a sentence that says where it comes from.
+
+    The learner's own checkpoint if its stored settings match, else the shipped snapshot of the default recipe.
+    Raises UsageError if there is neither.
+    """
+    if stage == "base":
+        return recipe.policy, f"base model {recipe.policy}"
+    folder = recover_folder(paths.checkpoints / stage)
+    stored = folder / "settings.json"
+    if stored.exists():
+        settings = json.loads(stored.read_text())
+        if settings == json.loads(json.dumps(stage_settings(recipe, stage))):
+            return str(folder), f"your own {stage} checkpoint"
+    shipped = ASSETS / SHIPPED.get(stage, "none")
+    if recipe.policy == "tiny:small" and shipped.exists():
+        why = "whose settings match" if stored.exists() else "yet"
+        return str(shipped), f"the shipped {stage} snapshot (no {stage} checkpoint of your own {why})"
+    why = "was made with other settings" if stored.exists() else "is missing"
+    raise UsageError(
+        f"the {stage} checkpoint {why} in {paths.checkpoints}: run `python -m rlhf_lib {stage} --recipe {recipe.name}` first"
+    )

@@ -1,0 +1,181 @@
+"""Recipes: every setting of a run as data, with its unit and source beneath it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import get_type_hints
+
+from rlhf_lib.runtime import UsageError
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    examples: int = 6000
+    """demonstrations to train on"""
+    validation_examples: int = 320
+    epochs: int = 1
+    batch_size: int = 32
+    """demonstrations an optimizer step"""
+    lr: float = 5e-4
+    """peak learning rate; warmed up over `warmup` of the steps, then cosine to 0"""
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    eval_every: int = 25
+    """steps between validation losses"""
+    save_every: int = 50
+    """steps between resume points"""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    prompts: int = 2000
+    """posts for which the SFT policy is sampled"""
+    samples_per_prompt: int = 4
+    """summaries a post; all pairs among them are compared, as in InstructGPT (arXiv 2203.02155, section 3.4)"""
+    edited_prompts: int = 2000
+    """further posts, each with an honest summary and edits of it that get one thing wrong"""
+    demonstration_prompts: int = 500
+    """further posts, each with a pair of demonstrations"""
+    validation_prompts: int = 200
+    annotator_scale: float = 0.15
+    """gold points: P(annotator prefers a) = sigmoid((gold_a - gold_b) / annotator_scale)"""
+    epochs: int = 1
+    batch_prompts: int = 16
+    """posts an optimizer step, each with all of its pairs"""
+    lr: float = 5e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    eval_every: int = 50
+    save_every: int = 50
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    updates: int = 80
+    """rollout batches"""
+    batch_size: int = 64
+    """responses an update"""
+    prompts: int = 8000
+    """posts to draw prompts from"""
+    epochs: int = 2
+    """passes over each rollout batch"""
+    minibatches: int = 2
+    """optimizer steps an epoch"""
+    micro_batch_size: int = 32
+    """responses a forward pass; smaller saves memory and changes no result"""
+    lr: float = 1e-4
+    """falls linearly to 0"""
+    kl_coef: float = 0.05
+    """beta: the price of one nat of KL in units of reward-model score (Huang et al. 2024: 0.05)"""
+    kl_estimator: str = "k1"
+    cliprange: float = 0.2
+    cliprange_value: float = 0.2
+    vf_coef: float = 0.1
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_rewards: bool = False
+    missing_eos_penalty: float = 1.0
+    """subtracted from the score of a response that never ends (units of reward-model score)"""
+    temperature: float = 1.0
+    max_grad_norm: float = 1.0
+    exact_kl_every: int = 20
+    """updates between comparisons of the sampled KL with the exact one over the whole vocabulary"""
+    eval_every: int = 10
+    """updates between evaluations on validation prompts"""
+    eval_prompts: int = 128
+    save_every: int = 5
+    """updates between resume points"""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    split: str = "test"
+    prompts: int = 600
+    temperature: float = 1.0
+    n_boot: int = 1000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    policy: str
+    """folder or hub name of the base language model; "tiny:small" and "tiny:medium" are shipped"""
+    max_prompt_tokens: int = 192
+    max_new_tokens: int = 48
+    precision: str = "auto"
+    """"auto", "bf16" or "no" (fp32)"""
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    scale: str = "full"
+    seed: int = 1
+
+    def resolved(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+RECIPES = {
+    "tiny": Recipe(name="tiny", policy="tiny:small"),
+}
+
+SMOKE = {  # what `--scale smoke` changes: the same code on a handful of examples
+    "sft.examples": 64, "sft.validation_examples": 32, "sft.batch_size": 16, "sft.eval_every": 2, "sft.save_every": 2,
+    "reward.prompts": 24, "reward.edited_prompts": 16,
+    "reward.demonstration_prompts": 8, "reward.validation_prompts": 16, "reward.batch_prompts": 8,
+    "reward.eval_every": 2, "reward.save_every": 2,
+    "ppo.updates": 2, "ppo.batch_size": 8, "ppo.prompts": 32, "ppo.micro_batch_size": 4, "ppo.eval_every": 1,
+    "ppo.eval_prompts": 8, "ppo.exact_kl_every": 1, "ppo.save_every": 1, "eval.prompts": 16, "eval.n_boot": 100,
+}  # fmt: skip
+
+
+def get_recipe(name: str, scale: str = "full", seed: int | None = None, overrides: dict | None = None) -> Recipe:
+    """The recipe `name` at `scale` with `overrides` such as {"ppo.kl_coef": "0.1"} (text or values).
+
+    Raises UsageError for an unknown recipe, scale, key or a value of the wrong type.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    if scale not in ("full", "smoke"):
+        raise UsageError(f"unknown scale {scale!r}: choose full or smoke")
+    recipe = dataclasses.replace(RECIPES[name], scale=scale)
+    if seed is not None:
+        recipe = dataclasses.replace(recipe, seed=seed)
+    for key, value in ((SMOKE if scale == "smoke" else {}) | (overrides or {})).items():
+        recipe = _replace(recipe, key, key.split("."), value)
+    return recipe
+
+
+def _replace(config, key: str, path: list[str], value):
+    names = {f.name for f in dataclasses.fields(config)}
+    if path[0] not in names:
+        raise UsageError(f"unknown setting {key!r}: expected one of {', '.join(sorted(names))} at {path[0]!r}")
+    inner = getattr(config, path[0])
+    if len(path) > 1 and dataclasses.is_dataclass(inner):
+        return dataclasses.replace(config, **{path[0]: _replace(inner, key, path[1:], value)})
+    if len(path) > 1 or dataclasses.is_dataclass(inner):
+        raise UsageError(f"setting {key!r} does not name a single value: write it like ppo.kl_coef=0.1")
+    return dataclasses.replace(config, **{path[0]: _parse(key, value, get_type_hints(type(config))[path[0]])})
+
+
+def _parse(key: str, value, kind: type):
+    if isinstance(value, str) and kind is not str:
+        try:
+            value = json.loads(value.lower())
+        except json.JSONDecodeError:
+            raise UsageError(
+                f"setting {key}={value} is not a {kind.__name__}: write it like {key}={_example(kind)}"
+            ) from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is not kind:
+        raise UsageError(f"setting {key}={value} is not a {kind.__name__}: write it like {key}={_example(kind)}")
+    return value
+
+
+def _example(kind: type) -> str:
+    return {int: "8", float: "0.1", bool: "true", str: "text"}[kind]

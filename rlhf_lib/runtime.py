@@ -1,0 +1,222 @@
+"""Seeding, device and precision, paths, atomic saving, metric logs and progress bars."""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class UsageError(ValueError):
+    """Wrong usage or input; its message is one sentence that says what is wrong, what was expected, what to do."""
+
+
+class TrainingFailure(RuntimeError):
+    """Training cannot go on: names the step, the metric and the likely causes."""
+
+
+def set_seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def mixed_precision() -> str:
+    """ "bf16" where the hardware multiplies bf16 quickly, else "no"."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def make_accelerator(precision: str = "auto") -> Accelerator:
+    return Accelerator(mixed_precision=mixed_precision() if precision == "auto" else precision)
+
+
+def autocast(device, precision: str = "auto"):
+    """bf16 autocast on `device` where `precision` ("auto", "bf16", "no") says so."""
+    precision = mixed_precision() if precision == "auto" else precision
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+# ------------------------------------------------------------------------------------------------------ paths
+
+
+class Paths:
+    """Where a run reads and writes: `checkpoints`, `evaluation` and `plots` of one recipe, each made when used.
+
+    Smoke runs live under `outputs/smoke`, so that they never touch a full run's results.
+    """
+
+    def __init__(self, recipe: str, scale: str = "full", output_dir: str | Path | None = None):
+        self.output_dir = Path(output_dir or os.environ.get("RLHF_OUTPUT_DIR") or ROOT / "outputs")
+        self.root = self.output_dir / "smoke" if scale == "smoke" else self.output_dir
+        self.recipe = recipe
+
+    def _folder(self, kind: str) -> Path:
+        folder = self.root / kind / self.recipe
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self._folder("checkpoints")
+
+    @property
+    def evaluation(self) -> Path:
+        return self._folder("evaluation")
+
+    @property
+    def plots(self) -> Path:
+        return self._folder("plots")
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path):
+    """Write into the yielded temporary folder; on success it takes the place of `folder`, on failure nothing changes."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        yield fresh
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> Path:
+    """`folder`, put back first if a kill fell between the two renames of `atomic_folder`."""
+    old = folder.with_name(f".{folder.name}.old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+    return folder
+
+
+def write_atomic(path: Path, write) -> None:
+    """Call `write(temporary_path)`, then move the file to `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    write_atomic(Path(path), lambda p: p.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows of plain values under the union of their keys, in order of first appearance."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+
+    def write(p):
+        with open(p, "w", newline="") as file:
+            writer = csv.DictWriter(file, keys, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomic(Path(path), write)
+
+
+# ------------------------------------------------------------------------------------- training state and logs
+
+
+class TrainingState:
+    """One file that holds all a killed run needs to go on to the same numbers: see `save` and `load`."""
+
+    def __init__(self, path: Path, fingerprint: dict):
+        self.path, self.fingerprint = Path(path), fingerprint
+
+    def save(self, step: int, rows: list[dict], **parts) -> None:
+        """Keep the step, the logged rows, the state_dict of every part and torch's random state."""
+        state = {name: part.state_dict() for name, part in parts.items()}
+        payload = dict(step=step, rows=rows, parts=state, rng=torch.get_rng_state(), fingerprint=self.fingerprint)
+        write_atomic(self.path, lambda p: torch.save(payload, p))
+
+    def load(self, **parts) -> tuple[int, list[dict]]:
+        """Restore the parts in place; returns (step, rows), or (0, []) when there is nothing to resume.
+
+        Raises UsageError if the file belongs to another recipe, scale or seed.
+        """
+        if not self.path.exists():
+            return 0, []
+        payload = torch.load(self.path, weights_only=False)
+        if payload["fingerprint"] != self.fingerprint:
+            raise UsageError(
+                f"cannot resume from {self.path}: it was written with other settings than this run's; "
+                "use the same recipe, overrides, scale and seed, or start again without --resume"
+            )
+        for name, part in parts.items():
+            part.load_state_dict(payload["parts"][name])
+        torch.set_rng_state(payload["rng"])
+        return payload["step"], payload["rows"]
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class MetricLog:
+    """Rows of plain floats: kept in memory, written as JSONL while training and as CSV at the end."""
+
+    def __init__(self, folder: Path, stage: str, rows: list[dict] = (), tensorboard: bool = False):
+        self.folder, self.stage, self.rows = Path(folder), stage, list(rows)
+        self.path = self.folder / f"{stage}_metrics.jsonl"
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        self.board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(self.folder / "tensorboard" / stage)
+
+    def add(self, step: int, metrics: dict) -> dict:
+        """Append one row; raises TrainingFailure if a value is not finite."""
+        row = {"step": step} | {key: float(value) for key, value in metrics.items()}
+        self.rows.append(row)
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board:
+            for key, value in metrics.items():
+                self.board.add_scalar(f"{self.stage}/{key}", value, step)
+        check_finite(self.stage, step, metrics)
+        return row
+
+    def close(self) -> list[dict]:
+        write_csv(self.path.with_suffix(".csv"), self.rows)
+        if self.board:
+            self.board.close()
+        return self.rows
+
+
+def check_finite(stage: str, step: int, metrics: dict) -> None:
+    for key, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingFailure(
+                f"{stage} diverged at step {step}: {key} is {value}; likely causes are a learning rate that is too "
+                "high, a bad batch or half precision, so lower the learning rate or set precision=no"
+            )
+
+
+def progress(iterable=None, **kwargs):
+    """A tqdm bar; silent in CI, under RLHF_QUIET=1 (stored outputs) and where nobody watches."""
+    in_notebook = "ipykernel" in sys.modules
+    quiet = "CI" in os.environ or os.environ.get("RLHF_QUIET") == "1" or not (in_notebook or sys.stderr.isatty())
+    return tqdm(iterable, disable=quiet, leave=False, **kwargs)
