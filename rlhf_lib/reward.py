@@ -1,0 +1,164 @@
+"""The reward model: Bradley-Terry loss on preference pairs, and the loop that minimises it."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from rlhf_lib.data import encode_completions, encode_prompts, pad, shuffled
+from rlhf_lib.models import score_responses
+from rlhf_lib.recipes import Recipe
+from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
+from rlhf_lib.sft import warmup_cosine
+
+
+def bradley_terry_loss(chosen_scores: torch.Tensor, rejected_scores: torch.Tensor, margin=0.0) -> torch.Tensor:
+    """Mean of -log sigmoid(chosen - rejected - margin): (N,), (N,) -> (). ln 2 at ties.
+
+    Bradley and Terry 1952; Stiennon et al. 2020 (arXiv 2009.01325), section 3.4; `margin` as in Llama 2 (arXiv 2307.09288).
+    """
+    return -F.logsigmoid(chosen_scores - rejected_scores - margin).mean()
+
+
+def group_by_prompt(pairs: list[dict]) -> list[list[dict]]:
+    """Pairs that share a prompt, together: each response is then scored once for all of its comparisons."""
+    groups = {}
+    for pair in pairs:
+        groups.setdefault(pair["prompt"], []).append(pair)
+    return list(groups.values())
+
+
+def pack(groups: list[tuple[list[int], list[list[int]]]], pad_id: int):
+    """Rows that hold a prompt once, followed by all of its responses, each blind to the others.
+
+    `groups` are (prompt ids, [response ids with EOS, ...]). Returns input_ids and position_ids (B, L), where each
+    response's positions go on from its prompt; an attention mask (B, 1, L, L) bool, True where a token may look; and
+    the (row, column) of each response's last token, in order.
+    """
+    ids, _ = pad([sum(responses, prompt) for prompt, responses in groups], pad_id)
+    positions = torch.zeros_like(ids)
+    segment = torch.full_like(ids, -1)  # 0 the prompt, 1, 2, ... its responses, -1 padding
+    ends = []
+    for row, (prompt, responses) in enumerate(groups):
+        start = len(prompt)
+        segment[row, :start], positions[row, :start] = 0, torch.arange(start)
+        for number, response in enumerate(responses, 1):
+            stop = start + len(response)
+            segment[row, start:stop] = number
+            positions[row, start:stop] = torch.arange(len(prompt), len(prompt) + len(response))
+            ends.append((row, stop - 1))
+            start = stop
+    same = segment[:, :, None] == segment[:, None, :]  # (B, L, L)
+    allowed = (same | (segment[:, None, :] == 0)) & torch.ones_like(same).tril()
+    return ids, positions, allowed[:, None], torch.tensor(ends).T
+
+
+def pair_scores(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens: int):
+    """Logits of the chosen and the rejected response of each pair, with gradient: (N,), (N,).
+
+    Chosen and rejected share their prompt, and so may many pairs: each prompt is read once (`pack`) and each distinct
+    response scored once, which gives the same numbers as one row a response at well under half the cost.
+    """
+    groups, place = {}, {}
+    for pair in pairs:
+        responses = groups.setdefault(pair["prompt"], {})
+        for key in ("chosen", "rejected"):
+            responses.setdefault(pair[key], None)
+    prompts = encode_prompts(tokenizer, list(groups), max_prompt_tokens)
+    packed = [(ids, encode_completions(tokenizer, list(r))) for ids, r in zip(prompts, groups.values(), strict=True)]
+    for prompt, responses in groups.items():
+        for response in responses:
+            place[prompt, response] = len(place)
+    device = next(reward_model.parameters()).device
+    ids, positions, allowed, ends = (x.to(device) for x in pack(packed, tokenizer.pad_token_id))
+    mask = torch.zeros(allowed.shape, device=device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    hidden = reward_model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+    scores = reward_model.score(hidden.last_hidden_state[ends[0], ends[1]])[:, 0].float()  # (distinct responses,)
+    chosen, rejected = ([place[p["prompt"], p[key]] for p in pairs] for key in ("chosen", "rejected"))
+    return scores[chosen], scores[rejected]
+
+
+@torch.no_grad()
+def evaluate_pairs(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens: int) -> dict:
+    """Loss and accuracy on held-out labels, and where the gold scores are known the agreement with gold."""
+    groups = group_by_prompt(pairs)
+    pairs, margins = [pair for group in groups for pair in group], []
+    for start in range(0, len(groups), 32):
+        chunk = [pair for group in groups[start : start + 32] for pair in group]
+        chosen, rejected = pair_scores(reward_model, tokenizer, chunk, max_prompt_tokens)
+        margins.append((chosen - rejected).cpu())
+    margin = torch.cat(margins)
+    metrics = {"validation_loss": -F.logsigmoid(margin).mean().item(), "validation_accuracy": _accuracy(margin)}
+    if "gold_chosen" in pairs[0]:
+        gold = torch.tensor([p["gold_chosen"] - p["gold_rejected"] for p in pairs])
+        differ = gold != 0
+        metrics["gold_agreement"] = _accuracy(margin[differ] * gold[differ].sign())
+    return metrics
+
+
+def _accuracy(margin: torch.Tensor) -> float:
+    return ((margin > 0).float() + 0.5 * (margin == 0).float()).mean().item()
+
+
+def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], validation: list[dict],
+                 references: list[dict], folder: Path, accelerator, settings: dict, resume: bool = False,
+                 tensorboard: bool = False) -> list[dict]:  # fmt: skip
+    """Train `reward_model` in place on {"prompt", "chosen", "rejected"} pairs; returns the logged rows.
+
+    At the end `config.reward_mean` becomes the mean logit over `references` ({"prompt", "completion"}), so that
+    scores have mean 0 there.
+    """
+    config = recipe.reward
+    if not pairs:
+        raise UsageError("there are no preference pairs to train on: check the data set, its split and its limit")
+    set_seed(recipe.seed)
+    groups = group_by_prompt(pairs)
+    reward_model.to(accelerator.device).train()
+    optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    per_epoch = max(1, len(groups) // config.batch_prompts)
+    steps = per_epoch * config.epochs
+    schedule = warmup_cosine(optimizer, steps, config.warmup)
+    reward_model, optimizer = accelerator.prepare(reward_model, optimizer)
+    model = accelerator.unwrap_model(reward_model)
+    parts = dict(model=model, optimizer=optimizer, schedule=schedule)
+    state = TrainingState(folder / "reward_state.pt", settings)
+    done, rows = state.load(**parts) if resume else (0, [])
+    log = MetricLog(folder, "reward", rows, tensorboard)
+
+    def validate() -> dict:
+        model.eval()
+        with accelerator.autocast():
+            metrics = evaluate_pairs(model, tokenizer, validation, recipe.max_prompt_tokens)
+        model.train()
+        return metrics
+
+    if done == 0:
+        log.add(0, validate())
+    bar = progress(range(done + 1, steps + 1), initial=done, total=steps, desc="Reward model", unit="step")
+    for step in bar:
+        epoch, position = divmod(step - 1, per_epoch)
+        order = shuffled(len(groups), (recipe.seed, epoch))
+        rows = order[position * config.batch_prompts : (position + 1) * config.batch_prompts]
+        batch = [pair for i in rows for pair in groups[i]]
+        with accelerator.autocast():
+            chosen, rejected = pair_scores(reward_model, tokenizer, batch, recipe.max_prompt_tokens)
+        loss = bradley_terry_loss(chosen, rejected)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(reward_model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        metrics = {"loss": loss.item(), "accuracy": _accuracy((chosen - rejected).detach()), "grad_norm": float(norm),
+                   "lr": schedule.get_last_lr()[0]}  # fmt: skip
+        if step % config.eval_every == 0 or step == steps:
+            metrics |= validate()
+        log.add(step, metrics)
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}", accuracy=f"{metrics['accuracy']:.2f}")
+        if step % config.save_every == 0 and step < steps:
+            state.save(step, log.rows, **parts)
+    model.eval()
+    model.config.reward_mean = score_responses(
+        model, tokenizer, [r["prompt"] for r in references], [r["completion"] for r in references],
+        max_prompt_tokens=recipe.max_prompt_tokens,
+    ).double().mean().item()  # fmt: skip
+    return log.close()

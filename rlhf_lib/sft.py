@@ -1,0 +1,93 @@
+"""Supervised fine-tuning: next-token loss on the completion and its EOS only, and the loop that minimises it."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from rlhf_lib.data import completion_batch, encode_completions, encode_prompts, shuffled
+from rlhf_lib.recipes import Recipe
+from rlhf_lib.rollout import token_logprobs
+from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
+
+
+def completion_loss(model, input_ids, attention_mask, completion_mask) -> torch.Tensor:
+    """Mean negative log-likelihood of the counted completion tokens, nats a token: ().
+
+    `input_ids`, `attention_mask` (B, P+T), `completion_mask` (B, T) bool over the last T tokens.
+    """
+    logprobs = token_logprobs(model, input_ids, attention_mask, last=completion_mask.shape[1])  # (B, T)
+    return -torch.where(completion_mask, logprobs, 0.0).sum() / completion_mask.sum()
+
+
+def warmup_cosine(optimizer, steps: int, warmup: float):
+    """Learning rate: linear warm-up over a share of the steps, then half a cosine to 0."""
+    ramp = max(1, round(steps * warmup))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda s: min((s + 1) / ramp, 0.5 * (1 + math.cos(math.pi * max(0, s - ramp) / max(1, steps - ramp)))),
+    )
+
+
+def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validation: list[dict], folder: Path,
+              accelerator, settings: dict, resume: bool = False, tensorboard: bool = False) -> list[dict]:  # fmt: skip
+    """Fine-tune `policy` in place on {"prompt", "completion"} examples; returns the logged rows."""
+    config = recipe.sft
+    if not examples:
+        raise UsageError("there are no demonstrations to train on: check the data set, its split and its limit")
+    set_seed(recipe.seed)
+    encoded, held_out = (_encode(tokenizer, x, recipe.max_prompt_tokens) for x in (examples, validation))
+    policy.to(accelerator.device).train()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    per_epoch = max(1, len(encoded) // config.batch_size)
+    steps = per_epoch * config.epochs
+    schedule = warmup_cosine(optimizer, steps, config.warmup)
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+    parts = dict(model=accelerator.unwrap_model(policy), optimizer=optimizer, schedule=schedule)
+    state = TrainingState(folder / "sft_state.pt", settings)
+    done, rows = state.load(**parts) if resume else (0, [])
+    log = MetricLog(folder, "sft", rows, tensorboard)
+
+    def batch(rows: list) -> list[torch.Tensor]:
+        tensors = completion_batch([p for p, _ in rows], [c for _, c in rows], tokenizer.pad_token_id)
+        return [x.to(accelerator.device) for x in tensors]
+
+    @torch.no_grad()
+    def validation_loss() -> float:
+        policy.eval()
+        total = tokens = 0
+        for start in range(0, len(held_out), 64):
+            tensors = batch(held_out[start : start + 64])
+            count = int(tensors[2].sum())
+            total += completion_loss(policy, *tensors).item() * count
+            tokens += count
+        policy.train()
+        return total / tokens
+
+    if done == 0:
+        log.add(0, {"validation_loss": validation_loss()})
+    bar = progress(range(done + 1, steps + 1), initial=done, total=steps, desc="SFT", unit="step")
+    for step in bar:
+        epoch, position = divmod(step - 1, per_epoch)
+        order = shuffled(len(encoded), (recipe.seed, epoch))
+        chosen = order[position * config.batch_size : (position + 1) * config.batch_size]
+        loss = completion_loss(policy, *batch([encoded[i] for i in chosen]))
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        metrics = {"loss": loss.item(), "grad_norm": float(norm), "lr": schedule.get_last_lr()[0]}
+        if step % config.eval_every == 0 or step == steps:
+            metrics["validation_loss"] = validation_loss()
+        log.add(step, metrics)
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+        if step % config.save_every == 0 and step < steps:
+            state.save(step, log.rows, **parts)
+    parts["model"].eval()
+    return log.close()
+
+
+def _encode(tokenizer, examples: list[dict], max_prompt_tokens: int) -> list[tuple[list[int], list[int]]]:
+    prompts = encode_prompts(tokenizer, [e["prompt"] for e in examples], max_prompt_tokens)
+    return list(zip(prompts, encode_completions(tokenizer, [e["completion"] for e in examples]), strict=True))
