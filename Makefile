@@ -1,0 +1,33 @@
+# `make course` runs the main path and prints the comparison; `make test` runs every check. Both install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+export CUBLAS_WORKSPACE_CONFIG := :4096:8
+
+COURSE := 01_supervised_finetuning/01_data_and_baseline.ipynb \
+          01_supervised_finetuning/02_full_finetuning.ipynb \
+          02_reward_modeling/01_preference_data.ipynb \
+          02_reward_modeling/02_bradley_terry_reward_model.ipynb \
+          03_ppo_alignment/03_ppo_training.ipynb \
+          04_evaluation/01_automatic_metrics.ipynb \
+          04_evaluation/03_full_comparison.ipynb
+
+.PHONY: course test results lint
+.venv/installed: requirements.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+course: .venv/installed
+	$(BIN)/python tests/course.py $(COURSE)
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest tests -q --durations=15
+	$(BIN)/python -m pytest --nbval -q --durations=10 0*_*
+
+results: .venv/installed
+	$(BIN)/python -m rlhf_lib results --recipe tiny
+
+lint: .venv/installed
+	$(BIN)/ruff check .

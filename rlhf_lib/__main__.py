@@ -1,0 +1,97 @@
+"""The course without a notebook: `python -m rlhf_lib STAGE --recipe NAME [--set ppo.kl_coef=0.1 ...]`."""
+
+import argparse
+import json
+import sys
+
+from rlhf_lib.recipes import RECIPES, get_recipe
+from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError
+
+STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m rlhf_lib", description=__doc__)
+    p.add_argument("stage", metavar="STAGE", help=", ".join(STAGES) + "; `run` is the whole main path")
+    p.add_argument("--recipe", required=True, help=", ".join(RECIPES))
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="such as ppo.kl_coef=0.1")
+    p.add_argument("--scale", default="full", help="full, or smoke for a run of seconds")
+    p.add_argument("--seed", type=int, help="default: the recipe's")
+    p.add_argument("--seeds", type=int, nargs="+", help="results: the seeds to run")
+    p.add_argument("--output-dir", help="default: outputs/ beside the library")
+    p.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
+    p.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    p.add_argument("--tensorboard", action="store_true", help="also write TensorBoard logs")
+    p.add_argument("--debug", action="store_true", help="show tracebacks")
+    return p
+
+
+def overrides(pairs: list[str]) -> dict:
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"--set {pair} has no value: write it like --set ppo.kl_coef=0.1")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return _run(args)
+    except UsageError as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; --resume goes on from the last saved step", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if args.debug:
+            raise
+        kind = "" if isinstance(error, TrainingFailure) else f"{type(error).__name__}: "
+        print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _run(args) -> int:
+    if args.stage not in STAGES:
+        raise UsageError(f"unknown stage {args.stage!r}: choose one of {', '.join(STAGES)}")
+    recipe = get_recipe(args.recipe, args.scale, args.seed, overrides(args.set))
+    if args.dry_run:
+        print(json.dumps(recipe.resolved(), indent=1))
+        return 0
+    from rlhf_lib import models, reporting, stages  # heavy imports, after the arguments are known to be good
+
+    paths = Paths(recipe.name, recipe.scale, args.output_dir)
+    if args.stage in ("sft", "reward", "ppo"):
+        train = {"sft": stages.train_sft, "reward": stages.train_reward, "ppo": stages.train_ppo}[args.stage]
+        _, _, rows = train(recipe, paths, args.resume, args.tensorboard)
+        print(
+            f"{args.stage}: {len(rows)} rows of metrics in {paths.evaluation}, checkpoint in {paths.checkpoints / args.stage}"
+        )
+    elif args.stage == "doctor":
+        folder, source = models.find_checkpoint(recipe, paths, "sft")
+        tokenizer = models.load_tokenizer(recipe.policy)
+        policy = models.load_policy(folder, tokenizer)
+        report = stages.run_doctor(recipe, policy, policy, tokenizer)
+        print(f"examined: {source}\n{report}")
+        return 0 if report.healthy else 1
+    elif args.stage == "results":
+        summary = stages.results(recipe, paths, args.seeds, args.resume)
+        print(reporting.results_table(summary))
+        readme = ROOT / "README.md"
+        if readme.exists() and recipe.scale == "full" and args.output_dir is None and not args.set:
+            readme.write_text(reporting.readme_with_results(readme.read_text(), summary))
+    else:
+        report = (
+            stages.run(recipe, paths, args.resume, args.tensorboard)
+            if args.stage == "run"
+            else stages.evaluate(recipe, paths)
+        )
+        print(reporting.comparison_table(report))
+        print(f"evaluation in {paths.evaluation}, plots in {reporting.draw_all(paths)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""Figures, each with the CSV it was drawn from, and tables for the notebooks and the README."""
+
+import csv
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from rlhf_lib.runtime import Paths, UsageError, write_atomic, write_csv
+
+# Okabe and Ito's palette: told apart under every common colour blindness.
+COLOURS = {"base": "#999999", "sft": "#0072B2", "ppo": "#D55E00", "gold": "#E69F00", "proxy": "#56B4E9", "ink": "#222222",
+           "good": "#009E73"}  # fmt: skip
+NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
+plt.rcParams.update({
+    "figure.dpi": 110, "savefig.dpi": 110, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "figure.constrained_layout.use": True,
+})  # fmt: skip
+
+
+def save_figure(figure, folder: Path, name: str, rows: list[dict]):
+    """Write `name`.png and, beside it, the rows it was drawn from as `name`.csv; returns the figure."""
+    folder = Path(folder)
+    write_atomic(folder / f"{name}.png", lambda p: figure.savefig(p, format="png"))
+    write_csv(folder / f"{name}.csv", rows)
+    return figure
+
+
+def read_csv(path: Path) -> list[dict]:
+    """Rows of a metrics file with numbers as floats; empty cells are left out."""
+    with open(path, newline="") as file:
+        return [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+
+def _number(text: str):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def series(rows: list[dict], key: str) -> tuple[list, list]:
+    """Steps and values of the rows that hold `key`."""
+    kept = [row for row in rows if key in row]
+    return [row["step"] for row in kept], [row[key] for row in kept]
+
+
+def plot_sft(rows: list[dict], folder: Path):
+    figure, axis = plt.subplots(figsize=(7, 3.6))
+    axis.plot(*series(rows, "loss"), color=COLOURS["sft"], alpha=0.35, lw=1, label="training batch")
+    axis.plot(*series(rows, "validation_loss"), "o-", color=COLOURS["sft"], ms=4, label="validation")
+    axis.set(
+        xlabel="optimizer step", ylabel="loss (nats a completion token)", title="SFT: loss on completions and their EOS"
+    )
+    axis.legend()
+    return save_figure(figure, folder, "sft_loss", rows)
+
+
+def plot_reward(rows: list[dict], report: dict, folder: Path):
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6))
+    left.plot(*series(rows, "loss"), color=COLOURS["sft"], alpha=0.35, lw=1, label="training batch")
+    left.plot(*series(rows, "validation_loss"), "o-", color=COLOURS["sft"], ms=4, label="validation")
+    left.axhline(np.log(2), color=COLOURS["ink"], ls=":", lw=1)
+    left.annotate(
+        "ln 2: no idea", (0.98, np.log(2)), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9
+    )
+    left.set(xlabel="optimizer step", ylabel="loss (nats a pair)", title="Bradley–Terry loss")
+    left.legend()
+    middle.plot(*series(rows, "gold_agreement"), "o-", color=COLOURS["gold"], ms=4, label="agrees with gold")
+    middle.plot(*series(rows, "validation_accuracy"), "s-", color=COLOURS["sft"], ms=4, label="agrees with labels")
+    ceiling = report["label_noise_ceiling"]
+    middle.axhline(ceiling, color=COLOURS["sft"], ls="--", lw=1, label="noise ceiling of labels")
+    middle.axhline(report["length_only_label_accuracy"], color=COLOURS["base"], ls="--", lw=1, label="longer is better")
+    middle.set(xlabel="optimizer step", ylabel="share of held-out pairs", ylim=(0.4, 1), title="Accuracy")
+    middle.legend(fontsize=9, loc="lower right")
+    bins = np.array(report["calibration_bins"])
+    right.plot([0, 1], [0, 1], color=COLOURS["ink"], ls=":", lw=1)
+    right.scatter(bins[:, 0], bins[:, 1], s=20 + 200 * bins[:, 2] / bins[:, 2].max(), color=COLOURS["sft"], alpha=0.8)
+    right.set(xlabel="predicted P(first is preferred)", ylabel="observed share", xlim=(0, 1), ylim=(0, 1),
+              title=f"Calibration (error {report['calibration_error']:.3f})")  # fmt: skip
+    return save_figure(figure, folder, "reward_training", rows)
+
+
+def plot_ppo(rows: list[dict], folder: Path):
+    panels = [
+        ("objective/scores", "reward-model score", "Score"), ("objective/kl", "nats a sequence", "KL to SFT"),
+        ("objective/entropy", "nats a token", "Entropy"), ("policy/clipfrac", "share of tokens", "Clip fraction"),
+        ("val/length", "tokens", "Length"), ("val/eos_rate", "share of responses", "Ends with EOS"),
+    ]  # fmt: skip
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True)
+    for axis, (key, unit, title) in zip(axes.flat, panels, strict=True):
+        axis.plot(*series(rows, key), color=COLOURS["ppo"], lw=1.6)
+        axis.set(title=title, ylabel=unit)
+    axes[1, 2].set_ylim(min(0.85, axes[1, 2].get_ylim()[0]), 1.005)
+    for axis in axes[1]:
+        axis.set_xlabel("PPO update")
+    return save_figure(figure, folder, "ppo_curves", rows)
+
+
+def plot_proxy_and_gold(rows: list[dict], folder: Path):
+    """What PPO maximises beside what we want, on validation posts: the figure to remember."""
+    figure, axis = plt.subplots(figsize=(7, 3.8))
+    axis.plot(*series(rows, "eval/scores"), "s-", color=COLOURS["proxy"], ms=4)
+    axis.set(xlabel="PPO update", ylabel="reward-model score (proxy)", title="What PPO sees and what we want")
+    axis.yaxis.label.set_color(COLOURS["proxy"])
+    other = axis.twinx()
+    other.plot(*series(rows, "eval/gold"), "o-", color=COLOURS["gold"], ms=4)
+    other.set_ylabel("gold score (truth)", color=COLOURS["gold"])
+    other.grid(False)
+    other.spines["right"].set_visible(True)
+    kept = [
+        {k: row[k] for k in ("step", "eval/scores", "eval/gold", "objective/kl")} for row in rows if "eval/gold" in row
+    ]
+    return save_figure(figure, folder, "proxy_and_gold", kept)
+
+
+def plot_comparison(report: dict, folder: Path):
+    stages = list(report["models"])
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4))
+    panels = [("gold", "gold score", (None, 1.0)), ("scores", "reward-model score", None), ("rougeL", "ROUGE-L F", None),
+              ("length", "tokens a summary", None)]  # fmt: skip
+    rows = []
+    for axis, (key, unit, limits) in zip(axes, panels, strict=True):
+        for i, stage in enumerate(stages):
+            value = report["models"][stage][key]
+            mean, error = value, None
+            if isinstance(value, dict):
+                mean, error = value["mean"], [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
+            axis.bar(i, mean, yerr=error, color=COLOURS[stage], capsize=4, width=0.65)
+            axis.annotate(
+                f"{mean:.2f}", (i, mean), xytext=(0, 6 if mean >= 0 else -14), textcoords="offset points", ha="center"
+            )
+            rows.append({"model": stage, "metric": key, "mean": mean})
+        axis.axhline(0, color=COLOURS["ink"], lw=0.8)
+        axis.margins(y=0.18)
+        if limits:
+            axis.axhline(limits[1], color=COLOURS["good"], ls=":", lw=1.2)
+        axis.set_xticks(range(len(stages)), [NAMES[s] for s in stages])
+        axis.set_title(unit, fontsize=11)
+        axis.grid(axis="x", visible=False)
+    return save_figure(figure, folder, "comparison", rows)
+
+
+def plot_distributions(samples: list[dict], stages: list[str], folder: Path):
+    """Gold scores of each model's summaries as cumulative shares, so that no bin width hides anything."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    for axis, key, unit in ((left, "gold", "gold score"), (right, "score", "reward-model score")):
+        for stage, style in zip(stages, (":", "--", "-"), strict=False):
+            values = np.sort([row[f"{stage}_{key}"] for row in samples])
+            axis.step(values, np.arange(1, len(values) + 1) / len(values), where="post", color=COLOURS[stage], ls=style,
+                      lw=2, label=NAMES[stage])  # fmt: skip
+        axis.set(xlabel=unit, ylabel="share of summaries at or below")
+        axis.legend()
+    kept = [{k: row[k] for k in row if k.endswith(("_gold", "_score"))} for row in samples]
+    return save_figure(figure, folder, "distributions", kept)
+
+
+def draw_all(paths: Paths) -> Path:
+    """Every figure whose metrics are there."""
+    evaluation, plots = paths.evaluation, paths.plots
+    if (evaluation / "sft_metrics.csv").exists():
+        plot_sft(read_csv(evaluation / "sft_metrics.csv"), plots)
+    if (evaluation / "reward_metrics.csv").exists():
+        report = json.loads((evaluation / "reward.json").read_text())
+        plot_reward(read_csv(evaluation / "reward_metrics.csv"), report, plots)
+    if (evaluation / "ppo_metrics.csv").exists():
+        rows = read_csv(evaluation / "ppo_metrics.csv")
+        plot_ppo(rows, plots)
+        plot_proxy_and_gold(rows, plots)
+    if (evaluation / "evaluation.json").exists():
+        report = json.loads((evaluation / "evaluation.json").read_text())
+        plot_comparison(report, plots)
+        plot_distributions(read_csv(evaluation / "samples.csv"), list(report["models"]), plots)
+    plt.close("all")
+    return plots
+
+
+# ------------------------------------------------------------------------------------------------------ tables
+
+
+def comparison_table(report: dict) -> str:
+    """Markdown: one row a model, one line a comparison."""
+    lines = [
+        f"{report['prompts']} {report['split']} posts, recipe {report['recipe']}, scale {report['scale']}, seed {report['seed']}",
+        "",
+        "| model | gold [95 %] | seen / unseen | RM score | ROUGE-1/2/L | BLEU | tokens | EOS |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for stage, m in report["models"].items():
+        g = m["gold"]
+        split = " / ".join("–" if m[k] is None else f"{m[k]:.2f}" for k in ("gold_seen", "gold_unseen"))
+        lines.append(
+            f"| {NAMES[stage]} | {g['mean']:.3f} [{g['low']:.3f}, {g['high']:.3f}] | {split} | {m['scores']:.2f} "
+            f"| {m['rouge1']:.3f} / {m['rouge2']:.3f} / {m['rougeL']:.3f} | {m['bleu']:.1f} | {m['length']:.1f} | {m['eos_rate']:.1%} |"
+        )
+    lines.append("")
+    for name, c in report["comparisons"].items():
+        a, b = (NAMES[s] for s in name.split("_over_"))
+        d = c["rougeL_difference"]
+        lines.append(
+            f"{a} beats {b} by gold on {c['rate']:.3f} [{c['low']:.3f}, {c['high']:.3f}] of posts (ties one half: "
+            f"{c['wins']} wins, {c['ties']} ties, {c['losses']} losses); ROUGE-L difference {d['mean']:+.3f} "
+            f"[{d['low']:+.3f}, {d['high']:+.3f}]."
+        )
+    if "ppo_kl" in report:
+        kl = report["ppo_kl"]
+        lines.append(
+            f"KL(PPO || SFT): {kl['check/kl_exact']:.2f} nats a sequence, sampled {kl['check/kl_sampled']:.2f}."
+        )
+    return "\n".join(lines)
+
+
+def load_report(path: Path) -> dict:
+    """An evaluation file; raises UsageError if it is missing."""
+    if not Path(path).exists():
+        raise UsageError(f"{path} is missing: run `python -m rlhf_lib evaluate` or `make results` first")
+    return json.loads(Path(path).read_text())
+
+
+def results_table(summary: dict) -> str:
+    """Markdown of `make results`: one row a quantity, its value on each seed, mean and 95 % interval over the seeds."""
+    names = {
+        "base gold": "gold score, base", "sft gold": "gold score, SFT", "ppo gold": "**gold score, PPO**",
+        "ppo gold_seen": "gold, PPO, posts like training", "ppo gold_unseen": "gold, PPO, unseen names, problems, phrasings",
+        "sft gold_unseen": "gold, SFT, unseen names, problems, phrasings",
+        "ppo_over_sft rate": "PPO beats SFT by gold (ties one half)",
+        "ppo_over_sft low": "the same, lower end of its 95 % interval over posts",
+        "ppo kl": "KL(PPO ‖ SFT), nats a summary", "ppo eos_rate": "PPO ends with EOS",
+        "sft rougeL": "ROUGE-L, SFT", "ppo rougeL": "ROUGE-L, PPO",
+        "ppo_over_sft rougeL difference low": "ROUGE-L difference PPO − SFT, lower end",
+        "reward gold_agreement": "reward model agrees with gold on held-out SFT pairs",
+        "reward length_only_gold_agreement": "“longer is better” agrees with gold on the same pairs",
+        "reward label_accuracy": "reward model agrees with noisy labels",
+        "reward label_noise_ceiling": "the best that any model can reach on those labels",
+        "reward calibration_error": "calibration error of the reward model",
+    }  # fmt: skip
+    rows = {row["quantity"]: row for row in summary["table"]}
+    seeds = " | ".join(f"seed {s}" for s in summary["seeds"])
+    lines = [f"| | {seeds} | mean [95 % over seeds] |", "|---|" + "---|" * (len(summary["seeds"]) + 1)]
+    for key, name in names.items():
+        if key in rows:
+            row = rows[key]
+            values = " | ".join(f"{v:.3f}" for v in row["values"])
+            lines.append(f"| {name} | {values} | {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] |")
+    return "\n".join(lines)
+
+
+README_MARKS = ("<!-- results: made by `make results`, do not edit -->", "<!-- end of results -->")
+
+
+def readme_with_results(readme: str, summary: dict) -> str:
+    """The README with its results block made anew from `results.json`."""
+    before, rest = readme.split(README_MARKS[0])
+    after = rest.split(README_MARKS[1])[1]
+    return f"{before}{README_MARKS[0]}\n{results_table(summary)}\n{README_MARKS[1]}{after}"

@@ -1,0 +1,335 @@
+"""Each stage from recipe to checkpoint: load what it needs, train or measure, save. The notebooks and the CLI run these."""
+
+import dataclasses
+import itertools
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_lib import data, doctor, evaluation, models, ppo, reward, sft
+from rlhf_lib.recipes import Recipe
+from rlhf_lib.rollout import sample_texts
+from rlhf_lib.runtime import Paths, UsageError, make_accelerator, progress, write_csv, write_json
+from rlhf_lib.tiny import annotate, annotator_agreement, demonstration, edited_summaries, gold_score, reference_summary
+
+RESULT_SEEDS = (11, 12, 13)  # nothing was tuned on these; tuning used 1, 2 and 3
+REFERENCES = 256  # SFT references over which reward-model scores have mean 0
+
+
+def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
+    """Demonstrations -> `checkpoints/sft`; returns (policy, tokenizer, logged rows)."""
+    accelerator = make_accelerator(recipe.precision)
+    tokenizer = models.load_tokenizer(recipe.policy)
+    policy = models.load_policy(recipe.policy, tokenizer)
+    examples = data.demonstrations(data.training_posts("sft", recipe.sft.examples, recipe.seed), recipe.seed)
+    validation = data.demonstrations(data.held_out_posts("validation", recipe.sft.validation_examples), seed=0)
+    settings = models.stage_settings(recipe, "sft")
+    rows = sft.train_sft(recipe, policy, tokenizer, examples, validation, paths.checkpoints, accelerator, settings,
+                         resume, tensorboard)  # fmt: skip
+    finish(paths, "sft", policy, tokenizer, settings, rows)
+    return policy, tokenizer, rows
+
+
+def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dict]]:
+    """Training and validation pairs: samples of the SFT policy and demonstrations, labelled by the noisy annotator.
+
+    Kept in `checkpoints/preferences.json` and reused while the settings that made them are the same.
+    """
+    file = paths.checkpoints / "preferences.json"
+    parts = (
+        "prompts",
+        "samples_per_prompt",
+        "edited_prompts",
+        "demonstration_prompts",
+        "validation_prompts",
+        "annotator_scale",
+    )
+    settings = models.stage_settings(recipe, "sft") | {key: getattr(recipe.reward, key) for key in parts}
+    settings = json.loads(json.dumps(settings))
+    if file.exists():
+        stored = json.loads(file.read_text())
+        if stored["settings"] == settings:
+            return stored["train"], stored["validation"]
+    folder, _ = models.find_checkpoint(recipe, paths, "sft")
+    tokenizer = models.load_tokenizer(recipe.policy)
+    policy = models.load_policy(folder, tokenizer)
+    config = recipe.reward
+    accelerator = make_accelerator(recipe.precision)
+    policy.to(accelerator.device)
+
+    def compare(posts: list, summaries: list[list[str]], seed: str) -> list[dict]:
+        """All pairs of distinct summaries of each post, labelled."""
+        rng = random.Random(f"annotator-{seed}")
+        return [
+            annotate(post, a, b, config.annotator_scale, rng)
+            for post, texts in zip(posts, summaries, strict=True)
+            for a, b in itertools.combinations(dict.fromkeys(texts), 2)
+        ]
+
+    def sampled_pairs(posts: list, seed: int, bar) -> list[dict]:
+        k = config.samples_per_prompt
+        prompts = [post.prompt for post in posts for _ in range(k)]
+        texts, _, _ = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, seed), bar=bar)
+        return compare(posts, [texts[i * k : (i + 1) * k] for i in range(len(posts))], f"{recipe.seed}-{seed}")
+
+    train_posts = data.training_posts("reward", config.prompts, recipe.seed)
+    validation_posts = data.held_out_posts("validation", config.validation_prompts)
+    total = (len(train_posts) + len(validation_posts)) * config.samples_per_prompt
+    with progress(total=total, desc="Sampling preferences", unit="summary") as bar:
+        train, validation = sampled_pairs(train_posts, 1, bar), sampled_pairs(validation_posts, 2, bar)
+    posts = data.training_posts("edits", config.edited_prompts, recipe.seed)
+    train += compare(posts, [edited_summaries(post, recipe.seed, config.samples_per_prompt - 1) for post in posts],
+                     f"{recipe.seed}-edits")  # fmt: skip
+    posts = data.training_posts("demonstrations", config.demonstration_prompts, recipe.seed)
+    train += compare(posts, [[demonstration(post, recipe.seed), demonstration(post, recipe.seed + 1)] for post in posts],
+                     f"{recipe.seed}-demonstrations")  # fmt: skip
+    write_json(file, {"settings": settings, "train": train, "validation": validation})
+    return train, validation
+
+
+def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
+    """Preferences -> `checkpoints/reward`; returns (reward model, tokenizer, logged rows)."""
+    accelerator = make_accelerator(recipe.precision)
+    train, validation = preference_pairs(recipe, paths)
+    folder, _ = models.find_checkpoint(recipe, paths, "sft")
+    tokenizer = models.load_tokenizer(recipe.policy)
+    set_head_seed(recipe.seed)
+    reward_model = models.new_reward_model(folder)
+    reward_model.config.pad_token_id = tokenizer.pad_token_id
+    references = [{"prompt": p.prompt, "completion": reference_summary(p)}
+                  for p in data.training_posts("sft", min(REFERENCES, recipe.sft.examples), recipe.seed)]  # fmt: skip
+    settings = models.stage_settings(recipe, "reward")
+    rows = reward.train_reward(recipe, reward_model, tokenizer, train, validation, references, paths.checkpoints,
+                               accelerator, settings, resume, tensorboard)  # fmt: skip
+    write_json(paths.evaluation / "reward.json", reward_report(recipe, reward_model, tokenizer, validation))
+    finish(paths, "reward", reward_model, tokenizer, settings, rows)
+    return reward_model, tokenizer, rows
+
+
+def set_head_seed(seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)
+
+
+def reward_report(recipe: Recipe, reward_model, tokenizer, pairs: list[dict]) -> dict:
+    """Held-out pairs of SFT samples: agreement with gold, beside it the baselines and the noise ceiling."""
+    prompts = [p["prompt"] for p in pairs for _ in range(2)]
+    responses = [p[key] for p in pairs for key in ("chosen", "rejected")]
+    scores = models.score_responses(reward_model, tokenizer, prompts, responses,
+                                    max_prompt_tokens=recipe.max_prompt_tokens).numpy()  # fmt: skip
+    chosen, rejected = scores[::2], scores[1::2]
+    length = np.array([[len(p["chosen"].split()), len(p["rejected"].split())] for p in pairs])
+    gold = np.array([[p["gold_chosen"], p["gold_rejected"]] for p in pairs])
+    differ = gold[:, 0] != gold[:, 1]
+    sign = np.sign(gold[:, 0] - gold[:, 1])
+    probability = 1 / (1 + np.exp(-(chosen - rejected)))
+    # calibration is read on randomly ordered pairs: here "first" is the chosen one in every other pair
+    flip = np.arange(len(pairs)) % 2 == 1
+    bins, error = evaluation.calibration(np.where(flip, 1 - probability, probability), (~flip).astype(int))
+    scale = recipe.reward.annotator_scale
+    return {
+        "pairs": len(pairs),
+        "pairs_with_a_gold_difference": int(differ.sum()),
+        "gold_agreement": evaluation.pairwise_accuracy((sign * chosen)[differ], (sign * rejected)[differ]),
+        "label_accuracy": evaluation.pairwise_accuracy(chosen, rejected),
+        "label_noise_ceiling": float(np.mean(1 / (1 + np.exp(-np.abs(gold[:, 0] - gold[:, 1]) / scale)))),
+        "length_only_label_accuracy": evaluation.pairwise_accuracy(length[:, 0], length[:, 1]),
+        "length_only_gold_agreement": evaluation.pairwise_accuracy(
+            (sign * length[:, 0])[differ], (sign * length[:, 1])[differ]
+        ),
+        "annotator_agreement": annotator_agreement(pairs, scale),
+        "calibration_error": error,
+        "calibration_bins": [list(map(float, row)) for row in bins],
+    }
+
+
+def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
+    """SFT policy and reward model -> `checkpoints/ppo`; returns (policy, tokenizer, logged rows). The doctor goes first."""
+    accelerator = make_accelerator(recipe.precision)
+    sft_folder, _ = models.find_checkpoint(recipe, paths, "sft")
+    reward_folder, _ = models.find_checkpoint(recipe, paths, "reward")
+    tokenizer = models.load_tokenizer(recipe.policy)
+    policy, ref_policy = models.load_policy(sft_folder, tokenizer), models.load_policy(sft_folder, tokenizer)
+    reward_model = models.load_reward_model(reward_folder)
+    value_model = models.value_model_from(reward_model)
+    prompts = [post.prompt for post in data.training_posts("ppo", recipe.ppo.prompts, recipe.seed)]
+    validation = data.held_out_posts("validation", recipe.ppo.eval_prompts)
+    settings = models.stage_settings(recipe, "ppo")
+    if not (resume and (paths.checkpoints / "ppo_state.pt").exists()):
+        run_doctor(recipe, policy, ref_policy, tokenizer).raise_if_sick()
+
+    def on_validation(policy) -> dict:
+        texts, finished, _ = sample_texts(policy, tokenizer, [p.prompt for p in validation], recipe.max_new_tokens)
+        with accelerator.autocast():
+            scores = models.score_responses(reward_model, tokenizer, [p.prompt for p in validation], texts, finished)
+        gold = [gold_score(post, text) for post, text in zip(validation, texts, strict=True)]
+        return {"eval/gold": float(np.mean(gold)), "eval/scores": scores.mean().item()}
+
+    rows = ppo.train_ppo(recipe, policy, ref_policy, reward_model, value_model, tokenizer, tokenizer, prompts,
+                         paths.checkpoints, accelerator, settings, resume, on_validation, tensorboard)  # fmt: skip
+    finish(paths, "ppo", policy, tokenizer, settings, rows)
+    return policy, tokenizer, rows
+
+
+def run_doctor(recipe: Recipe, policy, ref_policy, tokenizer) -> doctor.Report:
+    """The doctor on this recipe's prompts and demonstrations."""
+    posts = data.training_posts("ppo", min(512, recipe.ppo.prompts), recipe.seed)
+    examples = data.demonstrations(data.training_posts("sft", min(64, recipe.sft.examples), recipe.seed), recipe.seed)
+    return doctor.examine(recipe, policy, ref_policy, tokenizer, [p.prompt for p in posts], examples)
+
+
+def finish(paths: Paths, stage: str, model, tokenizer, settings: dict, rows: list[dict]) -> None:
+    """Save the checkpoint, keep the metrics beside the evaluation files, drop the resume point."""
+    models.save_checkpoint(paths.checkpoints / stage, model, tokenizer, settings)
+    write_csv(paths.evaluation / f"{stage}_metrics.csv", rows)
+    (paths.checkpoints / f"{stage}_state.pt").unlink(missing_ok=True)
+
+
+def evaluate(recipe: Recipe, paths: Paths, stages: tuple = ("base", "sft", "ppo")) -> dict:
+    """Compare base, SFT and PPO on held-out posts: gold, reward-model score, ROUGE, BLEU, length, EOS, win rates."""
+    config = recipe.eval
+    posts = data.held_out_posts(config.split, config.prompts)
+    prompts = [post.prompt for post in posts]
+    references = [reference_summary(post) for post in posts]
+    accelerator = make_accelerator(recipe.precision)
+    tokenizer = models.load_tokenizer(recipe.policy)
+    reward_model = models.load_reward_model(models.find_checkpoint(recipe, paths, "reward")[0]).to(accelerator.device)
+    unseen = np.array([bool(post.unseen) for post in posts])
+    table, samples, gold, rouge_l = (
+        {},
+        [{"prompt": p, "reference": r} for p, r in zip(prompts, references, strict=True)],
+        {},
+        {},
+    )
+    with progress(total=len(prompts) * len(stages), desc="Evaluation", unit="summary") as bar:
+        for stage in stages:
+            folder, source = models.find_checkpoint(recipe, paths, stage)
+            policy = models.load_policy(folder, tokenizer).to(accelerator.device)
+            texts, finished, lengths = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, config.temperature,
+                                                    seed=(recipe.seed, 99), bar=bar)  # fmt: skip
+            with accelerator.autocast():
+                scores = models.score_responses(reward_model, tokenizer, prompts, texts, finished).numpy()
+            gold[stage] = np.array([gold_score(post, text) for post, text in zip(posts, texts, strict=True)])
+            rouge_l[stage] = evaluation.rouge_l_each(texts, references)
+            table[stage] = {
+                "source": source,
+                "gold": evaluation.mean_interval(gold[stage], config.n_boot)._asdict(),
+                "gold_seen": float(gold[stage][~unseen].mean()) if (~unseen).any() else None,
+                "gold_unseen": float(gold[stage][unseen].mean()) if unseen.any() else None,
+                "gold_unseen_by_kind": {
+                    kind: float(np.mean([g for g, p in zip(gold[stage], posts, strict=True) if kind in p.unseen]))
+                    for kind in sorted({k for p in posts for k in p.unseen})
+                },
+                "scores": float(scores.mean()),
+                **evaluation.rouge(texts, references),
+                "bleu": evaluation.bleu(texts, references),
+                "length": float(np.mean(lengths)),
+                "eos_rate": float(np.mean(finished)),
+            }
+            for row, text, g, s in zip(samples, texts, gold[stage], scores, strict=True):
+                row |= {stage: text, f"{stage}_gold": float(g), f"{stage}_score": float(s)}
+    comparisons = {}
+    for a, b in (("ppo", "sft"), ("sft", "base")):
+        if a in gold and b in gold:
+            rate = evaluation.win_rate(gold[a], gold[b], config.n_boot)
+            comparisons[f"{a}_over_{b}"] = rate._asdict() | {
+                "rougeL_difference": evaluation.mean_interval(rouge_l[a] - rouge_l[b], config.n_boot)._asdict()
+            }
+    report = {"recipe": recipe.name, "seed": recipe.seed, "scale": recipe.scale, "split": config.split,
+              "prompts": len(posts), "unseen": int(unseen.sum()), "models": table, "comparisons": comparisons}  # fmt: skip
+    if "ppo" in stages:
+        report["ppo_kl"] = sequence_kl(recipe, paths, prompts[:256])
+    write_json(paths.evaluation / "evaluation.json", report)
+    write_csv(paths.evaluation / "samples.csv", samples)
+    return report
+
+
+def sequence_kl(recipe: Recipe, paths: Paths, prompts: list[str]) -> dict:
+    """KL(PPO || SFT) on held-out prompts, nats a sequence: sampled (k1) and exact."""
+    from rlhf_lib.rollout import generate
+
+    tokenizer = models.load_tokenizer(recipe.policy)
+    policy, ref = (models.load_policy(models.find_checkpoint(recipe, paths, s)[0], tokenizer) for s in ("ppo", "sft"))
+    batch = generate(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, 98))
+    return ppo.exact_kl_check(batch, policy, ref)
+
+
+def run(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False) -> dict:
+    """The main path: SFT, preferences, reward model, PPO, evaluation; returns the evaluation with seconds a stage."""
+    seconds = {}
+    for name, stage in (("sft", train_sft), ("reward", train_reward), ("ppo", train_ppo)):
+        start = time.time()
+        if not (resume and _done(recipe, paths, name)):
+            stage(recipe, paths, resume, tensorboard)
+        seconds[name] = round(time.time() - start, 1)
+    start = time.time()
+    report = evaluate(recipe, paths)
+    seconds["evaluate"] = round(time.time() - start, 1)
+    report["seconds"] = seconds
+    write_json(paths.evaluation / "evaluation.json", report)
+    return report
+
+
+def _done(recipe: Recipe, paths: Paths, stage: str) -> bool:
+    try:
+        return Path(models.find_checkpoint(recipe, paths, stage)[0]).is_relative_to(paths.checkpoints)
+    except UsageError:
+        return False
+
+
+def results(recipe: Recipe, paths: Paths, seeds: list[int] | None = None, resume: bool = False) -> dict:
+    """The main path on seeds that nothing was tuned on: files under `seed_N`, and their summary in `results.json`."""
+    reports = {}
+    for seed in seeds or RESULT_SEEDS:
+        own = Paths(f"{recipe.name}/seed_{seed}", recipe.scale, paths.output_dir)
+        report = run(dataclasses.replace(recipe, seed=seed), own, resume)
+        reports[seed] = report | {"reward_model": json.loads((own.evaluation / "reward.json").read_text())}
+    summary = {"recipe": recipe.resolved(), "seeds": list(reports), "table": summarize_seeds(list(reports.values()))}
+    write_json(paths.evaluation / "results.json", summary)
+    return summary
+
+
+def summarize_seeds(reports: list[dict]) -> list[dict]:
+    """Rows {"quantity", "values", "mean", "low", "high"}: a Student-t interval over the seeds for each headline number."""
+    quantities = {
+        f"{stage} {key}": [_mean(r["models"][stage][key]) for r in reports]
+        for stage in ("base", "sft", "ppo")
+        for key in (
+            "gold",
+            "gold_seen",
+            "gold_unseen",
+            "scores",
+            "rouge1",
+            "rouge2",
+            "rougeL",
+            "bleu",
+            "length",
+            "eos_rate",
+        )
+    }
+    for name in ("ppo_over_sft", "sft_over_base"):
+        for key in ("rate", "low"):
+            quantities[f"{name} {key}"] = [r["comparisons"][name][key] for r in reports]
+        quantities[f"{name} rougeL difference"] = [r["comparisons"][name]["rougeL_difference"]["mean"] for r in reports]
+        quantities[f"{name} rougeL difference low"] = [
+            r["comparisons"][name]["rougeL_difference"]["low"] for r in reports
+        ]
+    quantities["ppo kl"] = [r["ppo_kl"]["check/kl_exact"] for r in reports]
+    for key in ("gold_agreement", "label_accuracy", "label_noise_ceiling", "length_only_gold_agreement",
+                "annotator_agreement", "calibration_error"):  # fmt: skip
+        quantities[f"reward {key}"] = [r["reward_model"][key] for r in reports]
+    for stage in ("sft", "reward", "ppo", "evaluate"):
+        quantities[f"seconds {stage}"] = [r["seconds"][stage] for r in reports]
+    rows = []
+    for quantity, values in quantities.items():
+        if len(values) > 1 and None not in values:
+            rows.append({"quantity": quantity, "values": values} | evaluation.seed_interval(values)._asdict())
+    return rows
+
+
+def _mean(value):
+    return value["mean"] if isinstance(value, dict) else value
