@@ -21,7 +21,7 @@ GLOSSARY = {
     "objective/scores": Metric("mean reward-model score of the batch, less missing-EOS penalties", (-inf, inf)),
     "objective/scores_std": Metric("standard deviation of those scores", (0.05, inf)),
     "objective/kl": Metric(
-        "KL(policy || ref) by k1, summed over each response, nats a sequence", (-1, 30), (-10, 200),
+        "KL(policy ‖ ref) by k1, summed over each response, nats a sequence", (-1, 30), (-10, 200),
         "tokens sampled from another distribution than the scored one, pads counted as actions, or kl_coef too low",
     ),
     "objective/rewards": Metric("sum of token rewards a response: score - kl_coef * KL", (-inf, inf)),

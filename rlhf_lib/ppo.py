@@ -265,7 +265,7 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
 
 
 def summarize(rollout: Rollout, scores, batch: dict, stats: list[dict]) -> dict:
-    """The metrics of one update as plain floats; `doctor.GLOSSARY` says what each means and when it is healthy."""
+    """The metrics of one update as plain floats; `glossary.GLOSSARY` says what each means and when it is healthy."""
     mask = rollout.response_mask
     kl = kl_estimate(batch["logprobs"], batch["ref_logprobs"])
     returns, values = batch["returns"][mask], batch["values"][mask]

@@ -10,7 +10,7 @@ from rlhf_lib.runtime import UsageError
 
 @dataclass(frozen=True)
 class SFTConfig:
-    examples: int = 6000
+    examples: int = 4000
     """demonstrations to train on"""
     validation_examples: int = 320
     epochs: int = 1
@@ -31,19 +31,19 @@ class SFTConfig:
 class RewardConfig:
     prompts: int = 2000
     """posts for which the SFT policy is sampled"""
-    samples_per_prompt: int = 4
+    samples_per_prompt: int = 6
     """summaries a post; all pairs among them are compared, as in InstructGPT (arXiv 2203.02155, section 3.4)"""
-    edited_prompts: int = 2000
+    edited_prompts: int = 1000
     """further posts, each with an honest summary and edits of it that get one thing wrong"""
     demonstration_prompts: int = 500
     """further posts, each with a pair of demonstrations"""
-    validation_prompts: int = 200
+    validation_prompts: int = 100
     annotator_scale: float = 0.15
     """gold points: P(annotator prefers a) = sigmoid((gold_a - gold_b) / annotator_scale)"""
     epochs: int = 1
     batch_prompts: int = 16
     """posts an optimizer step, each with all of its pairs"""
-    lr: float = 5e-4
+    lr: float = 1e-3
     warmup: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -53,7 +53,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
-    updates: int = 80
+    updates: int = 60
     """rollout batches"""
     batch_size: int = 64
     """responses an update"""
@@ -65,7 +65,7 @@ class PPOConfig:
     """optimizer steps an epoch"""
     micro_batch_size: int = 32
     """responses a forward pass; smaller saves memory and changes no result"""
-    lr: float = 1e-4
+    lr: float = 3e-4
     """falls linearly to 0"""
     kl_coef: float = 0.05
     """beta: the price of one nat of KL in units of reward-model score (Huang et al. 2024: 0.05)"""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tqdm.auto import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +41,13 @@ def mixed_precision() -> str:
 
 
 def make_accelerator(precision: str = "auto") -> Accelerator:
-    return Accelerator(mixed_precision=mixed_precision() if precision == "auto" else precision)
+    """Accelerate's devices, processes and autocast; `precision` is "auto", "bf16" or "no" (fp32)."""
+    if precision not in ("auto", "bf16", "no"):
+        raise UsageError(f"unknown precision {precision!r}: choose auto, bf16 or no")
+    precision = mixed_precision() if precision == "auto" else precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # one notebook or test may use both
+    return Accelerator(mixed_precision=precision)
 
 
 def autocast(device, precision: str = "auto"):

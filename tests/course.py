@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 
 import rlhf_lib  # noqa: F401
 from rlhf_lib.reporting import comparison_table
-from rlhf_lib.runtime import Paths, progress
+from rlhf_lib.runtime import Paths, progress, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +50,37 @@ def tidy(notebook) -> None:
         for output in cell.get("outputs", []):
             if "text" in output:
                 output.text = re.sub(re.escape(str(ROOT)) + "/?", "", output.text)
+        cell["outputs"] = merged(cell.outputs) if cell.cell_type == "code" else None
+        if cell["outputs"] is None:
+            del cell["outputs"]
+
+
+def merged(outputs: list) -> list:
+    """Neighbouring blocks of the same stream as one."""
+    kept = []
+    for output in outputs:
+        if (
+            kept
+            and output.output_type == "stream"
+            and kept[-1].output_type == "stream"
+            and kept[-1].name == output.name
+        ):
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
+
+
+def note_seconds(seconds: dict, evaluation: Path) -> None:
+    """Keep the measured durations and write them into the README's table."""
+    file = evaluation / "notebook_seconds.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    write_json(file, dict(sorted((known | seconds).items())))
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name, value in seconds.items():
+        text = re.sub(rf"(\({re.escape(name)}\) \| )[^|]*(\|)", rf"\g<1>{value / 60:.1f} \2", text)
+    readme.write_text(text)
 
 
 def main() -> int:
@@ -63,6 +94,9 @@ def main() -> int:
         bar.set_postfix_str(path.name)
         seconds = execute(path, args.save)
         total += seconds
+        if args.save and os.environ.get("RLHF_SCALE", "full") == "full":
+            name = path.resolve().relative_to(ROOT).as_posix()
+            note_seconds({name: round(seconds)}, Paths("tiny").evaluation)
         print(f"{seconds:6.0f} s  {path}", flush=True)
     print(f"{total:6.0f} s  in all\n")
     paths = Paths(os.environ.get("RLHF_RECIPE", "tiny"), os.environ.get("RLHF_SCALE", "full"))

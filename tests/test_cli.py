@@ -1,0 +1,89 @@
+"""Bad usage ends in one sentence on stderr and exit code 2, a failure in exit code 1, and nothing saved is lost."""
+
+import json
+
+import pytest
+
+from rlhf_lib.__main__ import main
+from rlhf_lib.runtime import TrainingFailure
+
+
+def run(capsys, *arguments):
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["sft", "--recipe", "nope"], ["unknown recipe 'nope'", "tiny"]),
+        (["fly", "--recipe", "tiny"], ["unknown stage 'fly'", "sft"]),
+        (["sft", "--recipe", "tiny", "--scale", "huge"], ["unknown scale 'huge'", "smoke"]),
+        (["ppo", "--recipe", "tiny", "--set", "ppo.klcoef=1"], ["unknown setting 'ppo.klcoef'", "kl_coef"]),
+        (["ppo", "--recipe", "tiny", "--set", "ppo.kl_coef=lots"], ["ppo.kl_coef=lots", "float"]),
+        (["ppo", "--recipe", "tiny", "--set", "ppo.updates=1.5"], ["ppo.updates", "int"]),
+        (["ppo", "--recipe", "tiny", "--set", "ppo.kl_coef"], ["has no value"]),
+        (["ppo", "--recipe", "tiny", "--set", "ppo=1"], ["does not name a single value"]),
+        (["sft", "--recipe", "tiny", "--set", "policy=tiny:huge"], ["tiny:huge", "tiny:small"]),
+        (["sft", "--recipe", "tiny", "--scale", "smoke", "--set", "sft.examples=0"], ["no demonstrations"]),
+        (["evaluate", "--recipe", "tiny", "--scale", "smoke", "--set", "eval.split=dev"], ["'dev'", "test"]),
+        (["evaluate", "--recipe", "tiny", "--scale", "smoke"], ["ppo checkpoint is missing", "python -m rlhf_lib ppo"]),
+        (["ppo", "--recipe", "tiny", "--scale", "smoke", "--set", "ppo.minibatches=3"], ["does not split", "multiple"]),
+        (["reward", "--recipe", "tiny", "--scale", "smoke", "--set", "max_new_tokens=250"], ["do not fit", "context"]),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(capsys, tmp_path, arguments, words):
+    code, _, err = run(capsys, *arguments, "--output-dir", str(tmp_path))
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_a_missing_flag_is_wrong_usage():
+    with pytest.raises(SystemExit) as stop:
+        main(["sft"])
+    assert stop.value.code == 2
+
+
+def test_dry_run_prints_the_resolved_recipe(capsys):
+    code, out, _ = run(capsys, "ppo", "--recipe", "tiny", "--set", "ppo.kl_coef=0.2", "sft.epochs=3", "--seed", "5", "--dry-run")
+    resolved = json.loads(out)
+    assert code == 0 and resolved["ppo"]["kl_coef"] == 0.2 and resolved["sft"]["epochs"] == 3 and resolved["seed"] == 5
+
+
+def test_training_that_diverges_names_step_metric_and_causes_and_loses_nothing(capsys, tmp_path):
+    arguments = ["sft", "--recipe", "tiny", "--scale", "smoke", "--output-dir", str(tmp_path)]
+    assert run(capsys, *arguments)[0] == 0
+    folder = tmp_path / "smoke" / "checkpoints" / "tiny" / "sft"
+    before = (folder / "model.safetensors").read_bytes()
+    code, _, err = run(capsys, *arguments, "--set", "sft.lr=1e30", "precision=no")
+    assert code == 1 and err.count("\n") == 1
+    assert "diverged at step" in err and "loss is nan" in err and "learning rate" in err
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_the_doctor_stage_passes_on_the_default_recipe_and_fails_loudly(capsys, tmp_path, monkeypatch):
+    arguments = ["doctor", "--recipe", "tiny", "--scale", "smoke", "--output-dir", str(tmp_path)]
+    code, out, _ = run(capsys, *arguments, "--set", "policy=tiny:small")
+    assert code == 0 and "FAIL" not in out
+    code, out, _ = run(capsys, *arguments, "--set", "ppo.kl_coef=0.0")
+    assert code == 1 and "FAIL" in out
+
+
+def test_an_unforeseen_error_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):
+    from rlhf_lib import stages
+
+    def fail(*_):
+        raise OSError("No space left\non device")
+
+    monkeypatch.setattr(stages, "train_sft", fail)
+    code, _, err = run(capsys, "sft", "--recipe", "tiny", "--scale", "smoke", "--output-dir", str(tmp_path))
+    assert code == 1 and err == "error: OSError: No space left on device\n"
+
+    def diverge(*_):
+        raise TrainingFailure("PPO stopped at update 3: objective/kl = 900")
+
+    monkeypatch.setattr(stages, "train_sft", diverge)
+    assert run(capsys, "sft", "--recipe", "tiny", "--scale", "smoke", "--output-dir", str(tmp_path))[0] == 1

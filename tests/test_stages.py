@@ -1,0 +1,165 @@
+"""The stages end to end at smoke scale: checkpoints that open anywhere, runs that repeat and resume bit by bit."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_lib import models, stages
+from rlhf_lib.recipes import get_recipe
+from rlhf_lib.runtime import Paths, TrainingState, UsageError
+
+RECIPE = get_recipe("tiny", "smoke", overrides={"ppo.updates": 3, "precision": "no"})
+STAGES = {"sft": stages.train_sft, "reward": stages.train_reward, "ppo": stages.train_ppo}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the main path."""
+    paths = Paths("tiny", "smoke", tmp_path_factory.mktemp("run"))
+    return paths, stages.run(RECIPE, paths)
+
+
+def weights(folder) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(a, b):
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_run_writes_checkpoints_metrics_and_a_report(finished):
+    paths, report = finished
+    assert set(report["models"]) == {"base", "sft", "ppo"}
+    assert report["comparisons"]["ppo_over_sft"]["wins"] >= 0
+    assert report["models"]["ppo"]["source"] == "your own ppo checkpoint"
+    for stage in STAGES:
+        assert (paths.evaluation / f"{stage}_metrics.csv").exists()
+        assert not (paths.checkpoints / f"{stage}_state.pt").exists()
+    assert json.loads((paths.evaluation / "evaluation.json").read_text())["seconds"].keys() >= {"sft", "ppo"}
+
+
+def test_smoke_runs_write_only_under_smoke(finished):
+    paths, _ = finished
+    assert paths.root.name == "smoke"
+    assert [p.name for p in paths.output_dir.iterdir()] == ["smoke"]
+
+
+def test_checkpoints_open_with_transformers_and_give_the_librarys_own_scores(finished):
+    paths, _ = finished
+    tokenizer = AutoTokenizer.from_pretrained(paths.checkpoints / "ppo")
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    policy = AutoModelForCausalLM.from_pretrained(paths.checkpoints / "ppo")
+    ours = models.load_policy(str(paths.checkpoints / "ppo"))
+    ids = tokenizer("SUBREDDIT: r/work", return_tensors="pt")["input_ids"]
+    torch.testing.assert_close(policy(ids).logits, ours(ids).logits)
+    reward = AutoModelForSequenceClassification.from_pretrained(paths.checkpoints / "reward")
+    assert reward.config.num_labels == 1
+    text = "SUBREDDIT: r/work\n\nTITLE: x\n\nPOST: y\n\nTL;DR: My boss eats my lunch all the time."
+    ids = tokenizer(text + tokenizer.eos_token, return_tensors="pt")["input_ids"]
+    score = models.score_responses(
+        models.load_reward_model(paths.checkpoints / "reward"), tokenizer,
+        ["SUBREDDIT: r/work\n\nTITLE: x\n\nPOST: y\n\nTL;DR:"], ["My boss eats my lunch all the time."],
+    )  # fmt: skip
+    torch.testing.assert_close(reward(ids).logits[0, 0] - reward.config.reward_mean, score[0], atol=1e-4, rtol=0)
+
+
+def test_rewards_have_mean_zero_on_references(finished):
+    from rlhf_lib import data
+    from rlhf_lib.tiny import reference_summary
+
+    paths, _ = finished
+    posts = data.training_posts("sft", RECIPE.sft.examples, RECIPE.seed)
+    scores = models.score_responses(
+        models.load_reward_model(paths.checkpoints / "reward"), models.load_tokenizer("tiny:small"),
+        [p.prompt for p in posts], [reference_summary(p) for p in posts],
+    )  # fmt: skip
+    assert abs(scores.mean().item()) < 1e-4
+
+
+def copy_inputs(source: Paths, target: Paths, stage: str) -> None:
+    import shutil
+
+    for name in list(STAGES)[: list(STAGES).index(stage)]:
+        shutil.copytree(source.checkpoints / name, target.checkpoints / name)
+    if stage == "reward":
+        shutil.copy(source.checkpoints / "preferences.json", target.checkpoints / "preferences.json")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_after_a_resume_point_ends_with_the_same_weights_and_metrics(finished, tmp_path, monkeypatch, stage):
+    reference, _ = finished
+    paths = Paths("tiny", "smoke", tmp_path)
+    copy_inputs(reference, paths, stage)
+    save = TrainingState.save
+
+    def save_and_die(self, step, rows, **parts):
+        save(self, step, rows, **parts)
+        raise Killed
+
+    monkeypatch.setattr(TrainingState, "save", save_and_die)
+    with pytest.raises(Killed):
+        STAGES[stage](RECIPE, paths)
+    monkeypatch.setattr(TrainingState, "save", save)
+    STAGES[stage](RECIPE, paths, resume=True)
+    assert_same_weights(reference.checkpoints / stage, paths.checkpoints / stage)
+    ours, theirs = ((p.evaluation / f"{stage}_metrics.csv").read_text() for p in (reference, paths))
+    assert ours == theirs
+
+
+def test_the_same_seed_gives_identical_metrics_and_another_seed_does_not(finished, tmp_path):
+    reference, _ = finished
+    again = Paths("tiny", "smoke", tmp_path / "again")
+    copy_inputs(reference, again, "ppo")
+    stages.train_ppo(RECIPE, again)
+    assert (again.evaluation / "ppo_metrics.csv").read_text() == (reference.evaluation / "ppo_metrics.csv").read_text()
+    other = Paths("tiny", "smoke", tmp_path / "other")
+    _, _, rows = stages.train_sft(dataclasses.replace(RECIPE, seed=2), other)
+    assert rows[1]["loss"] != pytest.approx(float((reference.evaluation / "sft_metrics.csv").read_text().split("\n")[2].split(",")[2]))
+
+
+def test_resuming_with_other_settings_is_refused(finished, tmp_path, monkeypatch):
+    reference, _ = finished
+    paths = Paths("tiny", "smoke", tmp_path)
+    copy_inputs(reference, paths, "ppo")
+    save = TrainingState.save
+
+    def save_and_die(self, step, rows, **parts):
+        save(self, step, rows, **parts)
+        raise Killed
+
+    monkeypatch.setattr(TrainingState, "save", save_and_die)
+    with pytest.raises(Killed):
+        stages.train_ppo(RECIPE, paths)
+    changed = dataclasses.replace(RECIPE, ppo=dataclasses.replace(RECIPE.ppo, kl_coef=0.5))
+    with pytest.raises(UsageError, match="cannot resume"):
+        stages.train_ppo(changed, paths, resume=True)
+
+
+def test_a_checkpoint_of_other_settings_is_not_reused(finished):
+    paths, _ = finished
+    other = dataclasses.replace(RECIPE, seed=77)
+    folder, sentence = models.find_checkpoint(RECIPE, paths, "ppo")
+    assert folder == str(paths.checkpoints / "ppo") and sentence == "your own ppo checkpoint"
+    with pytest.raises(UsageError, match="other settings"):
+        models.find_checkpoint(other, paths, "ppo")
+
+
+def test_evaluation_never_trains_on_what_it_tests():
+    from rlhf_lib import data
+
+    recipe = get_recipe("tiny")
+    train = {p.prompt for stage in data.STREAMS for p in data.training_posts(stage, 500, recipe.seed)}
+    for split in ("validation", "test"):
+        assert not train & {p.prompt for p in data.held_out_posts(split, 500)}
