@@ -48,7 +48,9 @@ def test_a_missing_flag_is_wrong_usage():
 
 
 def test_dry_run_prints_the_resolved_recipe(capsys):
-    code, out, _ = run(capsys, "ppo", "--recipe", "tiny", "--set", "ppo.kl_coef=0.2", "sft.epochs=3", "--seed", "5", "--dry-run")
+    code, out, _ = run(
+        capsys, "ppo", "--recipe", "tiny", "--set", "ppo.kl_coef=0.2", "sft.epochs=3", "--seed", "5", "--dry-run"
+    )
     resolved = json.loads(out)
     assert code == 0 and resolved["ppo"]["kl_coef"] == 0.2 and resolved["sft"]["epochs"] == 3 and resolved["seed"] == 5
 

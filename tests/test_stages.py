@@ -98,7 +98,9 @@ def copy_inputs(source: Paths, target: Paths, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_killed_after_a_resume_point_ends_with_the_same_weights_and_metrics(finished, tmp_path, monkeypatch, stage):
+def test_a_run_killed_after_a_resume_point_ends_with_the_same_weights_and_metrics(
+    finished, tmp_path, monkeypatch, stage
+):
     reference, _ = finished
     paths = Paths("tiny", "smoke", tmp_path)
     copy_inputs(reference, paths, stage)
@@ -126,7 +128,9 @@ def test_the_same_seed_gives_identical_metrics_and_another_seed_does_not(finishe
     assert (again.evaluation / "ppo_metrics.csv").read_text() == (reference.evaluation / "ppo_metrics.csv").read_text()
     other = Paths("tiny", "smoke", tmp_path / "other")
     _, _, rows = stages.train_sft(dataclasses.replace(RECIPE, seed=2), other)
-    assert rows[1]["loss"] != pytest.approx(float((reference.evaluation / "sft_metrics.csv").read_text().split("\n")[2].split(",")[2]))
+    assert rows[1]["loss"] != pytest.approx(
+        float((reference.evaluation / "sft_metrics.csv").read_text().split("\n")[2].split(",")[2])
+    )
 
 
 def test_resuming_with_other_settings_is_refused(finished, tmp_path, monkeypatch):

@@ -1,0 +1,244 @@
+"""Nothing saved is ever lost, a resumed run belongs to its settings, and divergence stops with its likely causes."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from rlhf_lib import glossary, runtime
+from rlhf_lib.glossary import GLOSSARY, alarms, stop_if_alarmed
+from rlhf_lib.runtime import MetricLog, Paths, TrainingFailure, TrainingState, UsageError, atomic_folder, recover_folder
+
+# --------------------------------------------------------------------------------------------- folders and files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that holds a model already."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("old")
+    return tmp_path / "model"
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def test_a_folder_is_replaced_as_a_whole(folder):
+    (folder / "stale").write_text("x")
+    with atomic_folder(folder) as fresh:
+        (fresh / "weights").write_text("new")
+        assert (folder / "weights").read_text() == "old"  # until the body is done
+    assert names(folder) == ["weights"] and (folder / "weights").read_text() == "new"
+    assert names(folder.parent) == ["model"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_body_that_raises_leaves_the_old_folder_and_no_litter(folder, error):
+    with pytest.raises(type(error)), atomic_folder(folder) as fresh:
+        (fresh / "weights").write_text("half")
+        raise error
+    assert (folder / "weights").read_text() == "old"
+    assert names(folder.parent) == ["model"]
+
+
+def test_a_new_folder_appears_with_its_parents(tmp_path):
+    with atomic_folder(tmp_path / "a" / "b") as fresh:
+        (fresh / "weights").write_text("new")
+    assert names(tmp_path / "a" / "b") == ["weights"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(folder, monkeypatch):
+    rename, renamed = type(folder).rename, []
+
+    def killed_at_the_second(self, target):
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(folder), "rename", killed_at_the_second)
+        with atomic_folder(folder) as fresh:
+            (fresh / "weights").write_text("new")
+    assert not folder.exists()
+    assert recover_folder(folder) == folder
+    assert (folder / "weights").read_text() == "old"
+    with atomic_folder(folder) as fresh:  # and what the kill left behind is in nobody's way
+        (fresh / "weights").write_text("newer")
+    assert names(folder.parent) == ["model"] and (folder / "weights").read_text() == "newer"
+
+
+def test_recovery_leaves_a_present_folder_alone(folder):
+    (folder.parent / ".model.old").mkdir()
+    assert (recover_folder(folder) / "weights").read_text() == "old"
+    assert not recover_folder(folder.parent / "absent").exists()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "x.json"
+    runtime.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        runtime.write_json(path, {"a": object()})
+
+    def half(p):
+        p.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        runtime.write_atomic(path, half)
+    assert json.loads(path.read_text()) == {"a": 1} and names(path.parent) == ["x.json"]
+
+
+def test_csv_rows_share_the_union_of_their_keys(tmp_path):
+    runtime.write_csv(tmp_path / "x.csv", [{"step": 1, "a": 2.0}, {"step": 2, "b": 3.0}])
+    assert (tmp_path / "x.csv").read_text() == "step,a,b\n1,2.0,\n2,,3.0\n"
+
+
+def test_smoke_runs_write_beside_full_runs_and_never_among_them(tmp_path):
+    full, smoke = Paths("tiny", "full", tmp_path), Paths("tiny", "smoke", tmp_path)
+    assert full.checkpoints == tmp_path / "checkpoints" / "tiny"
+    for kind in ("checkpoints", "evaluation", "plots"):
+        assert getattr(smoke, kind) == tmp_path / "smoke" / kind / "tiny"
+        assert getattr(smoke, kind).is_dir()
+
+
+# ------------------------------------------------------------------------------------------------ training state
+
+
+def parts(seed: int) -> dict:
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    return dict(model=model, optimizer=optimizer)
+
+
+def walk(model, optimizer, steps: int):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(torch.randn(4, 2)) - 1).square().mean().backward()
+        optimizer.step()
+
+
+def test_a_loaded_state_goes_on_to_the_same_numbers(tmp_path):
+    state, first = TrainingState(tmp_path / "s.pt", {"seed": 1}), parts(0)
+    walk(**first, steps=3)
+    state.save(3, [{"step": 3}], **first)
+    walk(**first, steps=3)
+    second = parts(1)
+    assert state.load(**second) == (3, [{"step": 3}])
+    walk(**second, steps=3)  # its moments and its random numbers are the first one's
+    assert torch.equal(first["model"].weight, second["model"].weight)
+
+
+def test_without_a_file_there_is_nothing_to_resume(tmp_path):
+    assert TrainingState(tmp_path / "s.pt", {}).load(**parts(0)) == (0, [])
+
+
+def test_a_state_of_other_settings_is_a_usage_error_and_changes_nothing(tmp_path):
+    TrainingState(tmp_path / "s.pt", {"lr": 1.0}).save(3, [], **parts(0))
+    other = parts(1)
+    before = other["model"].weight.detach().clone()
+    with pytest.raises(UsageError, match="s.pt: it was written with other settings .* without --resume$"):
+        TrainingState(tmp_path / "s.pt", {"lr": 2.0}).load(**other)
+    assert torch.equal(other["model"].weight, before)
+
+
+def test_a_disk_that_fills_while_saving_keeps_the_last_state(tmp_path, monkeypatch):
+    state, model = TrainingState(tmp_path / "s.pt", {}), parts(0)
+    state.save(1, [], **model)
+
+    def full(payload, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(torch, "save", full)
+        state.save(2, [], **model)
+    assert state.load(**model)[0] == 1 and names(tmp_path) == ["s.pt"]
+    state.remove()
+    assert names(tmp_path) == []
+
+
+# ----------------------------------------------------------------------------------------------------- metric log
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path):
+    log = MetricLog(tmp_path, "sft")
+    assert log.add(1, {"loss": torch.tensor(2.0)}) == {"step": 1, "loss": 2.0}
+    log.add(2, {"loss": 1.0, "validation_loss": 1.5})
+    assert read(log.path) == log.rows == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1.5}]
+    assert log.close() == log.rows
+    with open(tmp_path / "sft_metrics.csv", newline="") as file:
+        assert [row["validation_loss"] for row in csv.DictReader(file)] == ["", "1.5"]
+
+
+def test_a_resumed_log_drops_the_rows_after_its_state(tmp_path):
+    log = MetricLog(tmp_path, "sft")
+    for step in (1, 2, 3):
+        log.add(step, {"loss": 1.0})
+    again = MetricLog(tmp_path, "sft", log.rows[:1])
+    again.add(2, {"loss": 0.5})
+    assert read(again.path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+    assert len(log.rows) == 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_stops_and_keeps_the_earlier_rows(tmp_path, value):
+    log = MetricLog(tmp_path, "reward")
+    log.add(1, {"loss": 0.5})
+    with pytest.raises(TrainingFailure, match="reward diverged at step 2: grad_norm is .*likely causes") as error:
+        log.add(2, {"loss": 0.4, "grad_norm": value})
+    assert "\n" not in str(error.value)
+    assert read(log.path)[0] == {"step": 1, "loss": 0.5}
+
+
+def test_tensorboard_gets_every_metric(tmp_path):
+    log = MetricLog(tmp_path, "ppo", tensorboard=True)
+    log.add(1, {"objective/kl": 2.0})
+    log.close()
+    assert any((tmp_path / "tensorboard" / "ppo").iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------- glossary
+
+
+def test_every_stop_range_contains_the_healthy_range_and_names_its_causes():
+    for key, metric in GLOSSARY.items():
+        assert metric.meaning and metric.healthy[0] < metric.healthy[1], key
+        assert metric.stop[0] <= metric.healthy[0] and metric.healthy[1] <= metric.stop[1], key
+        assert bool(metric.causes) == (metric.stop != (-math.inf, math.inf)), key
+
+
+def test_alarms_name_what_left_its_healthy_range():
+    assert alarms({"step": 3.0, "objective/kl": 5.0, "val/eos_rate": 1.0}) == []
+    found = alarms({"step": 3.0, "objective/kl": 50.0, "val/eos_rate": 0.2, "unknown": 1e9})
+    assert [text.split()[0] for text in found] == ["objective/kl", "val/eos_rate"]
+    assert "50 is outside -1 .. 30" in found[0]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("objective/kl", -345.0), ("objective/kl", 201.0), ("check/kl_z", 13.0), ("policy/approxkl", 6.0),
+     ("val/first_ratio", 0.4), ("objective/kl", math.nan)],
+)  # fmt: skip
+def test_training_stops_at_an_alarm_with_update_metric_range_and_causes(key, value):
+    with pytest.raises(TrainingFailure, match=f"update 7: {key} = .* left .*likely causes: .") as error:
+        stop_if_alarmed(7, {"lr": 0.1, key: value})
+    assert GLOSSARY[key].causes in str(error.value)
+
+
+def test_training_goes_on_inside_the_stop_range():
+    stop_if_alarmed(
+        7, {"step": 7, "objective/kl": 100.0, "val/eos_rate": 0.0, "check/kl_z": -11.0, "unknown": math.nan}
+    )
+
+
+def test_a_stop_needs_a_metric_of_the_glossary():
+    assert glossary.Metric("x", (0, 1)).stop == (-math.inf, math.inf)
