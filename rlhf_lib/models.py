@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rlhf_lib.data import encode_completions, encode_prompts, pad, position_ids
+from rlhf_lib.data import check_context, context_length, encode_completions, encode_prompts, pad, position_ids
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.runtime import Paths, UsageError, atomic_folder, autocast, recover_folder
 
@@ -97,8 +97,10 @@ def score_responses(
 
     `finished[i]` False means that response i never reached EOS, and none is added.
     """
-    encoded_prompts = encode_prompts(tokenizer, prompts, max_prompt_tokens)
-    encoded = [p + r for p, r in zip(encoded_prompts, encode_completions(tokenizer, responses, finished), strict=True)]
+    encoded_responses = encode_completions(tokenizer, responses, finished)
+    both = list(zip(encode_prompts(tokenizer, prompts, max_prompt_tokens), encoded_responses, strict=True))
+    check_context(*max(((len(p), len(r)) for p, r in both), key=sum), context_length(reward_model))
+    encoded = [p + r for p, r in both]
     device = next(reward_model.parameters()).device
     scores = torch.empty(len(encoded))
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))

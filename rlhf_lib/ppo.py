@@ -109,7 +109,7 @@ def value_loss(values, old_values, returns, response_mask, cliprange_value: floa
     loss = mean max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2.
     """
     clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
-    error, clipped_error = (values - returns).square(), (clipped - returns).square()
+    error, clipped_error = (torch.where(response_mask, x - returns, 0.0).square() for x in (values, clipped))
     loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), response_mask)
     with torch.no_grad():
         stats = {
@@ -225,8 +225,9 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
                                seed=(recipe.seed, update), max_prompt_tokens=recipe.max_prompt_tokens)  # fmt: skip
             # 2. score them; a response that never ends pays for it
             scores = score_responses(
-                reward_model, reward_tokenizer, batch_prompts, rollout.texts, rollout.finished.tolist()
-            )
+                reward_model, reward_tokenizer, batch_prompts, rollout.texts, rollout.finished.tolist(),
+                max_prompt_tokens=recipe.max_prompt_tokens,
+            )  # fmt: skip
         scores = scores.to(accelerator.device) - config.missing_eos_penalty * ~rollout.finished
         # 3. log-probabilities, values, token rewards, advantages
         batch = collect(rollout, scores, parts["actor_critic"], ref_policy, config, accelerator)

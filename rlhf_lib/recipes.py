@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import get_type_hints
 
@@ -143,9 +144,30 @@ def get_recipe(name: str, scale: str = "full", seed: int | None = None, override
     recipe = dataclasses.replace(RECIPES[name], scale=scale)
     if seed is not None:
         recipe = dataclasses.replace(recipe, seed=seed)
+    for key in overrides or {}:
+        if key in ("name", "scale"):
+            raise UsageError(f"setting {key!r} cannot be overridden: choose it with --recipe or --scale")
     for key, value in ((SMOKE if scale == "smoke" else {}) | (overrides or {})).items():
         recipe = _replace(recipe, key, key.split("."), value)
+    _check(recipe.resolved())
     return recipe
+
+
+CHOICES = {"kl_estimator": ("k1", "k2", "k3"), "precision": ("auto", "bf16", "no")}
+MAY_BE_ZERO = {
+    "seed", "warmup", "weight_decay", "missing_eos_penalty", "kl_coef", "vf_coef", "gamma", "lam", "demonstration_pairs",
+}  # fmt: skip
+
+
+def _check(settings: dict, prefix: str = "") -> None:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            _check(value, f"{prefix}{key}.")
+        elif key in CHOICES and value not in CHOICES[key]:
+            raise UsageError(f"setting {prefix}{key}={value} is unknown: choose {' or '.join(CHOICES[key])}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value) or value < 0 or (value == 0 and key not in MAY_BE_ZERO):
+                raise UsageError(f"setting {prefix}{key}={value} cannot work: it must be finite and above 0")
 
 
 def _replace(config, key: str, path: list[str], value):

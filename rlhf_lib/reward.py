@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from rlhf_lib.data import encode_completions, encode_prompts, pad, shuffled
+from rlhf_lib.data import check_context, context_length, encode_completions, encode_prompts, pad, shuffled
 from rlhf_lib.models import score_responses
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
@@ -69,6 +69,7 @@ def pair_scores(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens: i
     for prompt, responses in groups.items():
         for response in responses:
             place[prompt, response] = len(place)
+    check_context(*max(((len(p), len(r)) for p, rs in packed for r in rs), key=sum), context_length(reward_model))
     device = next(reward_model.parameters()).device
     ids, positions, allowed, ends = (x.to(device) for x in pack(packed, tokenizer.pad_token_id))
     mask = torch.zeros(allowed.shape, device=device).masked_fill(~allowed, torch.finfo(torch.float32).min)

@@ -156,7 +156,8 @@ class TrainingState:
     def save(self, step: int, rows: list[dict], **parts) -> None:
         """Keep the step, the logged rows, the state_dict of every part and torch's random state."""
         state = {name: part.state_dict() for name, part in parts.items()}
-        payload = dict(step=step, rows=rows, parts=state, rng=torch.get_rng_state(), fingerprint=self.fingerprint)
+        rng = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+        payload = dict(step=step, rows=rows, parts=state, rng=rng, fingerprint=self.fingerprint)
         write_atomic(self.path, lambda p: torch.save(payload, p))
 
     def load(self, **parts) -> tuple[int, list[dict]]:
@@ -174,7 +175,9 @@ class TrainingState:
             )
         for name, part in parts.items():
             part.load_state_dict(payload["parts"][name])
-        torch.set_rng_state(payload["rng"])
+        torch.set_rng_state(payload["rng"][0])
+        if payload["rng"][1]:
+            torch.cuda.set_rng_state_all(payload["rng"][1])
         return payload["step"], payload["rows"]
 
     def remove(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lib.data import completion_batch, encode_completions, encode_prompts, shuffled
+from rlhf_lib.data import check_context, completion_batch, context_length, encode_completions, encode_prompts, shuffled
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import token_logprobs
 from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
@@ -37,6 +37,7 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
         raise UsageError("there are no demonstrations to train on: check the data set, its split and its limit")
     set_seed(recipe.seed)
     encoded, held_out = (_encode(tokenizer, x, recipe.max_prompt_tokens) for x in (examples, validation))
+    check_context(*max(((len(p), len(c)) for p, c in encoded + held_out), key=sum), context_length(policy))
     policy.to(accelerator.device).train()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     per_epoch = max(1, len(encoded) // config.batch_size)

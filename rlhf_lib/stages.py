@@ -16,6 +16,7 @@ from rlhf_lib.runtime import Paths, UsageError, make_accelerator, progress, writ
 from rlhf_lib.tiny import annotate, annotator_agreement, demonstration, edited_summaries, gold_score, reference_summary
 
 RESULT_SEEDS = (11, 12, 13)  # nothing was tuned on these; tuning used 1, 2 and 3
+NOISE = 10**6  # sampling noise outside PPO comes from here on, past the numbers of PPO's updates
 REFERENCES = 256  # SFT references over which reward-model scores have mean 0
 
 
@@ -72,7 +73,7 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
     def sampled_pairs(posts: list, seed: int, bar) -> list[dict]:
         k = config.samples_per_prompt
         prompts = [post.prompt for post in posts for _ in range(k)]
-        texts, _, _ = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, seed), bar=bar)
+        texts, _, _ = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, NOISE + seed), bar=bar)
         return compare(posts, [texts[i * k : (i + 1) * k] for i in range(len(posts))], f"{recipe.seed}-{seed}")
 
     train_posts = data.training_posts("reward", config.prompts, recipe.seed)
@@ -210,7 +211,7 @@ def evaluate(recipe: Recipe, paths: Paths, stages: tuple = ("base", "sft", "ppo"
             folder, source = models.find_checkpoint(recipe, paths, stage)
             policy = models.load_policy(folder, tokenizer).to(accelerator.device)
             texts, finished, lengths = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, config.temperature,
-                                                    seed=(recipe.seed, 99), bar=bar)  # fmt: skip
+                                                    seed=(recipe.seed, NOISE), bar=bar)  # fmt: skip
             with accelerator.autocast():
                 scores = models.score_responses(reward_model, tokenizer, prompts, texts, finished).numpy()
             gold[stage] = np.array([gold_score(post, text) for post, text in zip(posts, texts, strict=True)])
@@ -254,7 +255,7 @@ def sequence_kl(recipe: Recipe, paths: Paths, prompts: list[str]) -> dict:
 
     tokenizer = models.load_tokenizer(recipe.policy)
     policy, ref = (models.load_policy(models.find_checkpoint(recipe, paths, s)[0], tokenizer) for s in ("ppo", "sft"))
-    batch = generate(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, 98))
+    batch = generate(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, NOISE))
     return ppo.exact_kl_check(batch, policy, ref)
 
 
