@@ -1,6 +1,8 @@
 """Load and save policies, reference, reward model and value model as Hugging Face folders."""
 
 import copy
+import functools
+import hashlib
 import json
 from pathlib import Path
 
@@ -146,7 +148,18 @@ def stage_settings(recipe: Recipe, stage: str) -> dict:
     """What a stage's result depends on: the settings of the stage and of all before it, the scale and the seed."""
     resolved = recipe.resolved()
     common = ["name", "policy", "max_prompt_tokens", "max_new_tokens", "precision", "scale", "seed"]
-    return {key: resolved[key] for key in [*common, *STAGES[: STAGES.index(stage) + 1]]}
+    settings = {key: resolved[key] for key in [*common, *STAGES[: STAGES.index(stage) + 1]]}
+    return settings | {"base": fingerprint(recipe.policy)}
+
+
+@functools.cache
+def fingerprint(name: str) -> str:
+    """A hash of the base model's and tokenizer's files where they lie on this machine, else the name itself."""
+    folder = Path(locate(name))
+    tokenizer = ASSETS / "tokenizer" if name.startswith("tiny:") else folder
+    files = [*sorted(folder.glob("*.safetensors")), *sorted(tokenizer.glob("tokenizer.json"))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    return digest.hexdigest()[:16] if files else name
 
 
 def save_checkpoint(folder: Path, model, tokenizer, settings: dict) -> None:

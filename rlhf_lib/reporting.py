@@ -100,15 +100,12 @@ def plot_ppo(rows: list[dict], folder: Path):
 
 def plot_proxy_and_gold(rows: list[dict], folder: Path):
     """What PPO maximises beside what we want, on validation posts: the figure to remember."""
-    figure, axis = plt.subplots(figsize=(7, 3.8))
-    axis.plot(*series(rows, "eval/scores"), "s-", color=COLOURS["proxy"], ms=4)
-    axis.set(xlabel="PPO update", ylabel="reward-model score (proxy)", title="What PPO sees and what we want")
-    axis.yaxis.label.set_color(COLOURS["proxy"])
-    other = axis.twinx()
-    other.plot(*series(rows, "eval/gold"), "o-", color=COLOURS["gold"], ms=4)
-    other.set_ylabel("gold score (truth)", color=COLOURS["gold"])
-    other.grid(False)
-    other.spines["right"].set_visible(True)
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5.2), sharex=True)
+    above.plot(*series(rows, "eval/scores"), "s-", color=COLOURS["proxy"], ms=4)
+    above.set(ylabel="reward-model score", title="What PPO sees: the proxy")
+    below.plot(*series(rows, "eval/gold"), "o-", color=COLOURS["gold"], ms=4)
+    below.axhline(1, color=COLOURS["good"], ls=":", lw=1.2)
+    below.set(xlabel="PPO update", ylabel="gold score", title="What we want: the truth (dotted: best honest summary)")
     kept = [
         {k: row[k] for k in ("step", "eval/scores", "eval/gold", "objective/kl")} for row in rows if "eval/gold" in row
     ]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from IPython import get_ipython
 from tqdm.auto import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -227,6 +228,6 @@ def check_finite(stage: str, step: int, metrics: dict) -> None:
 
 def progress(iterable=None, **kwargs):
     """A tqdm bar; silent in CI, under RLHF_QUIET=1 (stored outputs) and where nobody watches."""
-    in_notebook = "ipykernel" in sys.modules
+    in_notebook = getattr(get_ipython(), "kernel", None) is not None
     quiet = "CI" in os.environ or os.environ.get("RLHF_QUIET") == "1" or not (in_notebook or sys.stderr.isatty())
     return tqdm(iterable, disable=quiet, leave=False, **kwargs)

@@ -28,6 +28,7 @@ def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
     examples = data.demonstrations(data.training_posts("sft", recipe.sft.examples, recipe.seed), recipe.seed)
     validation = data.demonstrations(data.held_out_posts("validation", recipe.sft.validation_examples), seed=0)
     settings = models.stage_settings(recipe, "sft")
+    models.save_checkpoint(paths.checkpoints / "base", policy, tokenizer, settings)
     rows = sft.train_sft(recipe, policy, tokenizer, examples, validation, paths.checkpoints, accelerator, settings,
                          resume, tensorboard)  # fmt: skip
     finish(paths, "sft", policy, tokenizer, settings, rows)
@@ -73,7 +74,9 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
     def sampled_pairs(posts: list, seed: int, bar) -> list[dict]:
         k = config.samples_per_prompt
         prompts = [post.prompt for post in posts for _ in range(k)]
-        texts, _, _ = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, NOISE + seed), bar=bar)
+        texts, _, _ = sample_texts(
+            policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, NOISE + seed), bar=bar
+        )
         return compare(posts, [texts[i * k : (i + 1) * k] for i in range(len(posts))], f"{recipe.seed}-{seed}")
 
     train_posts = data.training_posts("reward", config.prompts, recipe.seed)
@@ -194,6 +197,7 @@ def evaluate(recipe: Recipe, paths: Paths, stages: tuple = ("base", "sft", "ppo"
     """Compare base, SFT and PPO on held-out posts: gold, reward-model score, ROUGE, BLEU, length, EOS, win rates."""
     config = recipe.eval
     posts = data.held_out_posts(config.split, config.prompts)
+    found = {stage: models.find_checkpoint(recipe, paths, stage) for stage in stages}
     prompts = [post.prompt for post in posts]
     references = [reference_summary(post) for post in posts]
     accelerator = make_accelerator(recipe.precision)
@@ -208,7 +212,7 @@ def evaluate(recipe: Recipe, paths: Paths, stages: tuple = ("base", "sft", "ppo"
     )
     with progress(total=len(prompts) * len(stages), desc="Evaluation", unit="summary") as bar:
         for stage in stages:
-            folder, source = models.find_checkpoint(recipe, paths, stage)
+            folder, source = found[stage]
             policy = models.load_policy(folder, tokenizer).to(accelerator.device)
             texts, finished, lengths = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, config.temperature,
                                                     seed=(recipe.seed, NOISE), bar=bar)  # fmt: skip

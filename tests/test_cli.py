@@ -26,7 +26,7 @@ def run(capsys, *arguments):
         (["ppo", "--recipe", "tiny", "--set", "ppo.kl_coef"], ["has no value"]),
         (["ppo", "--recipe", "tiny", "--set", "ppo=1"], ["does not name a single value"]),
         (["sft", "--recipe", "tiny", "--set", "policy=tiny:huge"], ["tiny:huge", "tiny:small"]),
-        (["sft", "--recipe", "tiny", "--scale", "smoke", "--set", "sft.examples=0"], ["no demonstrations"]),
+        (["sft", "--recipe", "tiny", "--scale", "smoke", "--set", "sft.examples=0"], ["sft.examples=0", "above 0"]),
         (["evaluate", "--recipe", "tiny", "--scale", "smoke", "--set", "eval.split=dev"], ["'dev'", "test"]),
         (["evaluate", "--recipe", "tiny", "--scale", "smoke"], ["ppo checkpoint is missing", "python -m rlhf_lib ppo"]),
         (["ppo", "--recipe", "tiny", "--scale", "smoke", "--set", "ppo.minibatches=3"], ["does not split", "multiple"]),
