@@ -39,7 +39,7 @@ def locate(name: str) -> str:
 
 def load_tokenizer(name: str):
     """Tokenizer that pads on the left with a PAD token that is not EOS."""
-    folder = ASSETS / "tokenizer" if name.startswith("tiny:") else name
+    folder = ASSETS / "tokenizer" if str(name).startswith("tiny:") else name
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

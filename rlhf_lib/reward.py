@@ -157,7 +157,7 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", accuracy=f"{metrics['accuracy']:.2f}")
         if step % config.save_every == 0 and step < steps:
             state.save(step, log.rows, **parts)
-    model.eval()
+    model = accelerator.unwrap_model(reward_model, keep_fp32_wrapper=False).eval()  # fp32, as it will be loaded
     model.config.reward_mean = score_responses(
         model, tokenizer, [r["prompt"] for r in references], [r["completion"] for r in references],
         max_prompt_tokens=recipe.max_prompt_tokens,

@@ -85,7 +85,7 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if step % config.save_every == 0 and step < steps:
             state.save(step, log.rows, **parts)
-    parts["model"].eval()
+    accelerator.unwrap_model(policy, keep_fp32_wrapper=False).eval()  # fp32, as it will be loaded
     return log.close()
 
 
