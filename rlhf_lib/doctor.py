@@ -161,10 +161,9 @@ def _masks(batches, eos_token_id: int) -> Check:
         responses, mask = batch.input_ids[:, batch.prompt_length :], batch.response_mask
         ends = (responses == eos_token_id) & mask
         last = mask.sum(-1) - 1
-        early = ends.sum(-1) > 1
-        after = ends.any(-1) & (ends.float().argmax(-1) != last)
+        after = ends.any(-1) & (ends.float().argmax(-1) != last)  # argmax: the first EOS
         holes = (mask.int().diff(dim=-1) > 0).any(-1)
-        wrong += int((early | after | holes | (last < 0)).sum())
+        wrong += int((after | holes | (last < 0)).sum())
         total += len(mask)
     return Check("e masks end at EOS", wrong / total, 0.0, "nothing after EOS counts as an action")
 

@@ -240,17 +240,8 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
             rows_in_order = shuffled(config.batch_size, (recipe.seed, update, epoch))
             size = config.batch_size // config.minibatches
             for start in range(0, config.batch_size, size):
-                stats.append(
-                    update_step(
-                        rows_in_order[start : start + size],
-                        rollout,
-                        batch,
-                        actor_critic,
-                        optimizer,
-                        config,
-                        accelerator,
-                    )
-                )
+                rows = rows_in_order[start : start + size]
+                stats.append(update_step(rows, rollout, batch, actor_critic, optimizer, config, accelerator))
                 schedule.step()
         # 5. log, check, save
         metrics = summarize(rollout, scores, batch, stats) | checks | {"lr": schedule.get_last_lr()[0]}
@@ -268,12 +259,13 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
 def summarize(rollout: Rollout, scores, batch: dict, stats: list[dict]) -> dict:
     """The metrics of one update as plain floats; `glossary.GLOSSARY` says what each means and when it is healthy."""
     mask = rollout.response_mask
-    kl = kl_estimate(batch["logprobs"], batch["ref_logprobs"])
+    kl, kl_k3 = (kl_estimate(batch["logprobs"], batch["ref_logprobs"], kind) for kind in ("k1", "k3"))
     returns, values = batch["returns"][mask], batch["values"][mask]
     metrics = {
         "objective/scores": scores.mean(),
         "objective/scores_std": scores.std(),
         "objective/kl": torch.where(mask, kl, 0.0).sum(-1).mean(),
+        "objective/kl_k3": torch.where(mask, kl_k3, 0.0).sum(-1).mean(),
         "objective/rewards": batch["rewards"].sum(-1).mean(),
         "objective/entropy": masked_mean(batch["entropy"], mask),
         "val/length": mask.sum(-1).float().mean(),

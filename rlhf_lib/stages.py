@@ -11,8 +11,8 @@ import numpy as np
 
 from rlhf_lib import data, doctor, evaluation, models, ppo, reward, sft
 from rlhf_lib.recipes import Recipe
-from rlhf_lib.rollout import sample_texts
-from rlhf_lib.runtime import Paths, UsageError, make_accelerator, progress, write_csv, write_json
+from rlhf_lib.rollout import generate, sample_texts
+from rlhf_lib.runtime import Paths, UsageError, make_accelerator, progress, set_seed, write_csv, write_json
 from rlhf_lib.tiny import annotate, annotator_agreement, demonstration, edited_summaries, gold_score, reference_summary
 
 RESULT_SEEDS = (11, 12, 13)  # nothing was tuned on these; tuning used 1, 2 and 3
@@ -41,14 +41,8 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
     Kept in `checkpoints/preferences.json` and reused while the settings that made them are the same.
     """
     file = paths.checkpoints / "preferences.json"
-    parts = (
-        "prompts",
-        "samples_per_prompt",
-        "edited_prompts",
-        "demonstration_prompts",
-        "validation_prompts",
-        "annotator_scale",
-    )
+    parts = ("prompts", "samples_per_prompt", "edited_prompts", "demonstration_prompts", "validation_prompts",
+             "annotator_scale")  # fmt: skip
     settings = models.stage_settings(recipe, "sft") | {key: getattr(recipe.reward, key) for key in parts}
     settings = json.loads(json.dumps(settings))
     if file.exists():
@@ -100,7 +94,7 @@ def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard
     train, validation = preference_pairs(recipe, paths)
     folder, _ = models.find_checkpoint(recipe, paths, "sft")
     tokenizer = models.load_tokenizer(recipe.policy)
-    set_head_seed(recipe.seed)
+    set_seed(recipe.seed)  # the head starts at random
     reward_model = models.new_reward_model(folder)
     reward_model.config.pad_token_id = tokenizer.pad_token_id
     references = [{"prompt": p.prompt, "completion": reference_summary(p)}
@@ -111,12 +105,6 @@ def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard
     write_json(paths.evaluation / "reward.json", reward_report(recipe, reward_model, tokenizer, validation))
     finish(paths, "reward", reward_model, tokenizer, settings, rows)
     return reward_model, tokenizer, rows
-
-
-def set_head_seed(seed: int) -> None:
-    import torch
-
-    torch.manual_seed(seed)
 
 
 def reward_report(recipe: Recipe, reward_model, tokenizer, pairs: list[dict]) -> dict:
@@ -204,12 +192,8 @@ def evaluate(recipe: Recipe, paths: Paths, stages: tuple = ("base", "sft", "ppo"
     tokenizer = models.load_tokenizer(recipe.policy)
     reward_model = models.load_reward_model(models.find_checkpoint(recipe, paths, "reward")[0]).to(accelerator.device)
     unseen = np.array([bool(post.unseen) for post in posts])
-    table, samples, gold, rouge_l = (
-        {},
-        [{"prompt": p, "reference": r} for p, r in zip(prompts, references, strict=True)],
-        {},
-        {},
-    )
+    samples = [{"prompt": p, "reference": r} for p, r in zip(prompts, references, strict=True)]
+    table, gold, rouge_l = {}, {}, {}
     with progress(total=len(prompts) * len(stages), desc="Evaluation", unit="summary") as bar:
         for stage in stages:
             folder, source = found[stage]
@@ -255,8 +239,6 @@ def evaluate(recipe: Recipe, paths: Paths, stages: tuple = ("base", "sft", "ppo"
 
 def sequence_kl(recipe: Recipe, paths: Paths, prompts: list[str]) -> dict:
     """KL(PPO || SFT) on held-out prompts, nats a sequence: sampled (k1) and exact."""
-    from rlhf_lib.rollout import generate
-
     tokenizer = models.load_tokenizer(recipe.policy)
     policy, ref = (models.load_policy(models.find_checkpoint(recipe, paths, s)[0], tokenizer) for s in ("ppo", "sft"))
     batch = generate(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, NOISE))
@@ -314,7 +296,7 @@ def summarize_seeds(reports: list[dict]) -> list[dict]:
             "bleu",
             "length",
             "eos_rate",
-        )
+        )  # fmt: skip
     }
     for name in ("ppo_over_sft", "sft_over_base"):
         for key in ("rate", "low"):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_lib import glossary, runtime
 from rlhf_lib.glossary import GLOSSARY, alarms, stop_if_alarmed
@@ -203,7 +204,8 @@ def test_tensorboard_gets_every_metric(tmp_path):
     log = MetricLog(tmp_path, "ppo", tensorboard=True)
     log.add(1, {"objective/kl": 2.0})
     log.close()
-    assert any((tmp_path / "tensorboard" / "ppo").iterdir())
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "ppo")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("ppo/objective/kl")] == [(1, 2.0)]
 
 
 # ------------------------------------------------------------------------------------------------------- glossary

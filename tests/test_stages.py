@@ -1,7 +1,12 @@
 """The stages end to end at smoke scale: checkpoints that open anywhere, runs that repeat and resume bit by bit."""
 
+import contextlib
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ from rlhf_lib.recipes import get_recipe
 from rlhf_lib.runtime import Paths, TrainingState, UsageError
 
 RECIPE = get_recipe("tiny", "smoke", overrides={"ppo.updates": 3, "precision": "no"})
+LONGER = {"sft": {"sft.epochs": 6}, "reward": {"reward.epochs": 6}, "ppo": {"ppo.updates": 8}}
 STAGES = {"sft": stages.train_sft, "reward": stages.train_reward, "ppo": stages.train_ppo}
 
 
@@ -97,27 +103,52 @@ def copy_inputs(source: Paths, target: Paths, stage: str) -> None:
         shutil.copy(source.checkpoints / "preferences.json", target.checkpoints / "preferences.json")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_run_killed_after_a_resume_point_ends_with_the_same_weights_and_metrics(
-    finished, tmp_path, monkeypatch, stage
-):
-    reference, _ = finished
-    paths = Paths("tiny", "smoke", tmp_path)
-    copy_inputs(reference, paths, stage)
+@contextlib.contextmanager
+def death_at_the_first_resume_point():
     save = TrainingState.save
 
     def save_and_die(self, step, rows, **parts):
         save(self, step, rows, **parts)
         raise Killed
 
-    monkeypatch.setattr(TrainingState, "save", save_and_die)
-    with pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TrainingState, "save", save_and_die)
+        yield
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_after_a_resume_point_ends_with_the_same_weights_and_metrics(finished, tmp_path, stage):
+    reference, _ = finished
+    paths = Paths("tiny", "smoke", tmp_path)
+    copy_inputs(reference, paths, stage)
+    with death_at_the_first_resume_point():
         STAGES[stage](RECIPE, paths)
-    monkeypatch.setattr(TrainingState, "save", save)
     STAGES[stage](RECIPE, paths, resume=True)
     assert_same_weights(reference.checkpoints / stage, paths.checkpoints / stage)
     ours, theirs = ((p.evaluation / f"{stage}_metrics.csv").read_text() for p in (reference, paths))
     assert ours == theirs
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_kill_9_and_resume_end_with_the_weights_of_an_uninterrupted_run(tmp_path, finished, stage):
+    reference, _ = finished
+    overrides = {"precision": "no"} | LONGER[stage]
+    long = get_recipe("tiny", "smoke", overrides=overrides)
+    runs = {name: Paths("tiny", "smoke", tmp_path / name) for name in ("whole", "killed")}
+    for paths in runs.values():
+        copy_inputs(reference, paths, stage)
+    STAGES[stage](long, runs["whole"])
+    command = [sys.executable, "-m", "rlhf_lib", stage, "--recipe", "tiny", "--scale", "smoke",
+               "--output-dir", str(runs["killed"].output_dir), "--set", *(f"{k}={v}" for k, v in overrides.items())]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (runs["killed"].checkpoints / f"{stage}_state.pt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (runs["killed"].checkpoints / stage).exists()
+    STAGES[stage](long, runs["killed"], resume=True)
+    assert_same_weights(runs["whole"].checkpoints / stage, runs["killed"].checkpoints / stage)
 
 
 def test_the_same_seed_gives_identical_metrics_and_another_seed_does_not(finished, tmp_path):
@@ -133,18 +164,11 @@ def test_the_same_seed_gives_identical_metrics_and_another_seed_does_not(finishe
     )
 
 
-def test_resuming_with_other_settings_is_refused(finished, tmp_path, monkeypatch):
+def test_resuming_with_other_settings_is_refused(finished, tmp_path):
     reference, _ = finished
     paths = Paths("tiny", "smoke", tmp_path)
     copy_inputs(reference, paths, "ppo")
-    save = TrainingState.save
-
-    def save_and_die(self, step, rows, **parts):
-        save(self, step, rows, **parts)
-        raise Killed
-
-    monkeypatch.setattr(TrainingState, "save", save_and_die)
-    with pytest.raises(Killed):
+    with death_at_the_first_resume_point():
         stages.train_ppo(RECIPE, paths)
     changed = dataclasses.replace(RECIPE, ppo=dataclasses.replace(RECIPE.ppo, kl_coef=0.5))
     with pytest.raises(UsageError, match="cannot resume"):
