@@ -20,12 +20,15 @@ def completion_loss(model, input_ids, attention_mask, completion_mask) -> torch.
     return -torch.where(completion_mask, logprobs, 0.0).sum() / completion_mask.sum()
 
 
-def warmup_cosine(optimizer, steps: int, warmup: float):
-    """Learning rate: linear warm-up over a share of the steps, then half a cosine to 0."""
+def warmup_cosine(optimizer, steps: int, warmup: float, floor: float = 0.0):
+    """Learning rate: linear warm-up over a share of the steps, then half a cosine down to `floor` of the peak."""
     ramp = max(1, round(steps * warmup))
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda s: min((s + 1) / ramp, 0.5 * (1 + math.cos(math.pi * max(0, s - ramp) / max(1, steps - ramp)))),
+        lambda s: min(
+            (s + 1) / ramp,
+            floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * max(0, s - ramp) / max(1, steps - ramp))),
+        ),
     )
 
 
@@ -46,7 +49,7 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
     policy, optimizer = accelerator.prepare(policy, optimizer)
     parts = dict(model=accelerator.unwrap_model(policy), optimizer=optimizer, schedule=schedule)
     state = TrainingState(folder / "sft_state.pt", settings)
-    done, rows = state.load(**parts) if resume else (0, [])
+    done, rows = state.load(**parts) if resume else state.set_aside()
     log = MetricLog(folder, "sft", rows, tensorboard)
 
     def batch(rows: list) -> list[torch.Tensor]:

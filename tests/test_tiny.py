@@ -7,16 +7,19 @@ from statistics import mean
 
 import pytest
 
+from rlhf_lib.models import load_tokenizer
 from rlhf_lib.tiny import (
     annotate,
     annotator_agreement,
     corpus,
     demonstration,
+    edited_summaries,
     explain,
     gold_score,
     make_posts,
     preference_probability,
     reference_summary,
+    world,
 )
 from rlhf_lib.tiny import phrases as W
 from rlhf_lib.tiny.judge import parse_sentence
@@ -37,17 +40,47 @@ def test_splits_share_neither_prompts_nor_sets_of_facts():
         assert not {p.prompt for p in splits[a]} & {p.prompt for p in splits[b]}
 
 
-def test_a_quarter_of_test_posts_hold_something_new_and_train_holds_none_of_it():
-    test, train = make_posts(1500, seed=0, split="test"), make_posts(1500, seed=0)
-    assert sum(bool(p.unseen) for p in test) / len(test) >= 0.25
+def test_a_quarter_of_test_posts_hold_a_problem_or_phrasing_new_to_every_training():
+    test = make_posts(1500, seed=0, split="test")
+    assert sum(bool({"problem", "phrasing"} & set(p.unseen)) for p in test) / len(test) >= 0.25
     assert {kind for p in test for kind in p.unseen} == {"name", "problem", "phrasing"}
-    text = " ".join(p.prompt for p in train + make_posts(500, split="validation")) + " ".join(corpus(1500, seed=1))
-    for name in W.TEST_WOMEN + W.TEST_MEN:
-        assert name not in text
-    seen = {(p.action, p.thing) for p in train}
-    assert all(((p.action, p.thing) in seen) != ("problem" in p.unseen) for p in test)
-    assert set(W.TEST_WOMEN + W.TEST_MEN) & set(W.WOMEN + W.MEN) == set()
-    assert all((p.name in W.TEST_WOMEN + W.TEST_MEN) == ("name" in p.unseen) for p in test)
+    read = make_posts(3000, seed=0) + make_posts(500, split="validation")
+    documents = corpus(6000, seed=1) + corpus(6000, seed=1, checks=world.CHECKS)  # these train the base model
+    text = " ".join([p.prompt for p in read] + documents)
+    tables = (*W.PROBLEMS.values(), *W.TRIED.values(), *W.QUESTIONS.values())
+    new_frames = [pattern(options[-1]) for options in (*(spec["post"] for spec in tables), W.INTROS, W.ASK)]
+    assert not any(frame.search(text) for frame in new_frames)
+    for spec in W.PROBLEMS.values():
+        new_thing = spec["things"][-1]
+        assert new_thing in text
+        assert not any(pattern(f.replace("{t}", new_thing)).search(text) for f in spec["summary"] + spec["post"])
+    for post in test:
+        assert any(frame.search(post.body) for frame in new_frames) == ("phrasing" in post.unseen)
+        spec = W.PROBLEMS[post.action]
+        assert (post.thing == spec["things"][-1]) == ("problem" in post.unseen)
+
+
+def pattern(frame: str) -> re.Pattern:
+    """A frame with any words in its slots, from its first literal word on."""
+    return re.compile(r"[\w ]*".join(re.escape(part) for part in re.split(r"\{\w+\}", frame) if part))
+
+
+def test_new_names_are_new_to_every_stage_of_fine_tuning():
+    new = set(W.TEST_WOMEN + W.TEST_MEN)
+    assert not new & set(W.WOMEN + W.MEN)
+    posts = make_posts(1500, seed=0) + make_posts(500, split="validation")
+    written = " ".join([p.prompt + demonstration(p, 1) + "".join(edited_summaries(p, 1, 5)) for p in posts])
+    assert not new & set(re.findall(r"\w+", written))
+    assert all((p.name in new) == ("name" in p.unseen) for p in make_posts(1500, seed=0, split="test"))
+
+
+def test_every_name_and_thing_is_one_token_a_word_and_any_text_survives_the_tokenizer():
+    tokenizer = load_tokenizer("tiny:small")
+    things = [thing for spec in W.PROBLEMS.values() for thing in spec["things"]]
+    for text in W.WOMEN + W.MEN + W.TEST_WOMEN + W.TEST_MEN + things:
+        assert len(tokenizer(" " + text)["input_ids"]) == len(text.split())
+    for text in ("Zyxomma naïve 日本 🙂\n\ttabs  and   spaces", POSTS[0].prompt, "TL;DR: <b>&amp;</b> it's 3.14!"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_posts_are_in_the_tldr_format_and_tell_their_facts():
@@ -58,9 +91,28 @@ def test_posts_are_in_the_tldr_format_and_tell_their_facts():
 
 
 def test_no_post_of_the_corpus_is_followed_by_its_summary():
-    for document in corpus(2000, seed=2):
+    for document in corpus(2000, seed=2) + corpus(2000, seed=2, checks=world.CHECKS):
         if "POST:" in document:
             assert "TL;DR" not in document
+
+
+def test_the_checks_of_the_corpus_are_right():
+    """Judged by presence: a claim's own words tell, and a name that is not in the post is never confirmed."""
+    posts = make_posts(400, seed=5)
+    for post, other in zip(posts, posts[1:], strict=False):
+        for seed in range(4):
+            claim, answer = world._check(post, other, world.CHECKS, random.Random(seed)).rsplit("? ", 1)
+            assert answer in ("Yes.", "No.")
+            if claim in W.WOMEN + W.MEN:
+                assert (claim == post.name) == (answer == "Yes.") or claim in post.body
+            if claim in W.RELATIONS:
+                assert (claim == post.relation) == (answer == "Yes.") or f"{claim} " in post.body
+            said = parse_sentence(f"{post.name} {claim}.")
+            if said and "problem" in said:
+                assert (said["problem"] == (post.action, post.thing)) == (answer == "Yes.")
+        here, asked = world._word_list(post, other, random.Random(0)).removeprefix("LIST: ").split("\n\nCHECK: ")
+        for word, answer in re.findall(r"(\w+)\? (\w+)\.", asked):
+            assert (word in here.split()) == (answer == "Yes")
 
 
 def test_reference_summaries_are_perfect_and_say_every_fact():

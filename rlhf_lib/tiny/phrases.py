@@ -2,7 +2,9 @@
 
 Slots: `{S}`/`{s}` the person as subject at the start of/inside a sentence ("My sister Anna" or "She"),
 `{he} {him} {his}` pronouns, `{t}` the thing that a problem is about, `{rel}` the relation.
-In every `post` list the *last* phrasing is kept for the test split: training never sees it.
+In every `post` list the *last* phrasing is kept for the test split: no training sees it, not even that of the base
+model. So is the last of the `things` of a problem: its word is known from elsewhere, but no training sees it with
+this problem.
 """
 
 # relation -> (group, gender or None when the name decides)
@@ -27,25 +29,33 @@ SUBREDDITS = {
 }
 
 WOMEN = """Anna Maria Laura Sofia Emma Julia Clara Nina Elena Sara Lucy Alice Grace Ruby Rosa Diana Carla Monica
-Olivia Hannah Emily Chloe Zoe Mia Lily Ella Eva Ida Vera Nora Iris Tara Dana Gina Tina Rita Lena Lisa Linda Karen Susan
-Helen Irene Joyce Judy Kelly Megan Molly Paula Robin Sandra Sharon Tracy Wendy Amber April Becky Bella Brenda Carol
-Cindy Daisy Debra Doris Edith Erica Esther Fiona Flora Gloria Greta Hazel Heidi Holly Ingrid Jane Janet Jenny Jessica
-Joan Kate Kim Leah Lydia Mabel Maggie Martha Mary Nadia Naomi Natalie Pam Penny Rachel Rebecca Rose Sally Selma Sheila
-Sonia Stella Teresa Thea Ursula Violet Yvonne""".split()
+Olivia Hannah Emily Chloe Zoe Mia Lily Ella Eva Ida Vera Nora Iris Tara Dana Gina Rita Lena Lisa Linda Karen Susan
+Helen Irene Joyce Kelly Megan Molly Paula Robin Sandra Wendy Amber Bella Daisy Edith Fiona Greta Hazel Jane Kate
+Naomi""".split()
 MEN = """Tom Mark Paul Peter David Daniel James John Kevin Brian Eric Ryan Adam Alex Simon Oscar Leo Max Felix Hugo
 Victor Martin Robert Richard Steven Thomas Frank Henry George Edward Arthur Albert Walter Ralph Roger Bruce Carl Craig
-Dennis Derek Donald Doug Earl Eddie Ernest Fred Gary Glenn Gordon Greg Harry Howard Ivan Jack Jacob Jake Jason Jeff
-Jerry Jim Joel Jose Josh Juan Karl Keith Ken Kyle Larry Lee Lewis Louis Luke Marco Mario Matt Miguel Mike Mitch Nathan
-Neil Nick Noah Norman Omar Owen Pablo Patrick Phil Ray Rick Ron Ross Roy Sam Scott Sean Stan Ted Tim Todd Tony Troy
-Tyler Vince Wayne Will Zach""".split()
-# Names that only test posts use.
+Dennis Derek Fred Gary Glenn Gordon Greg Harry Howard Ivan Jack Jacob Jason Jerry Juan Kyle Luke Marco Miguel Nathan
+Omar Ray""".split()
+# Names that among posts only those of the test split use (the base model has read them in its corpus, as GPT-2 has).
 TEST_WOMEN = "Abigail Bianca Celeste Dolores Eleanor Freya Gwen Harriet Imelda Josephine Marlene Tabitha".split()
 TEST_MEN = "Alfred Boris Conrad Dmitri Emilio Gareth Horace Isaac Leonard Magnus Rupert Warren".split()
 
 # action -> things it is about, how a summary says it, how a post tells it (last one: test posts only)
 PROBLEMS = {
     "borrow": dict(
-        things=["car", "bike", "laptop", "jacket", "camera", "guitar", "tent", "scooter", "charger", "umbrella"],
+        things=[
+            "car",
+            "bike",
+            "laptop",
+            "jacket",
+            "camera",
+            "guitar",
+            "tent",
+            "scooter",
+            "charger",
+            "umbrella",
+            "tablet",
+        ],
         summary=["keeps borrowing my {t} without asking", "takes my {t} without asking"],
         post=[
             "{S} took my {t} again last week and never asked me first.",
@@ -56,7 +66,19 @@ PROBLEMS = {
         ],
     ),
     "break": dict(
-        things=["laptop", "phone", "camera", "guitar", "bike", "blender", "lamp", "tablet", "window", "drill"],
+        things=[
+            "laptop",
+            "phone",
+            "camera",
+            "guitar",
+            "bike",
+            "blender",
+            "lamp",
+            "tablet",
+            "window",
+            "drill",
+            "scooter",
+        ],
         summary=["broke my {t} and will not pay for it", "broke my {t} and refuses to pay"],
         post=[
             "Last month {s} dropped my {t}, and now {he} says it is not {his} fault.",
@@ -67,7 +89,19 @@ PROBLEMS = {
         ],
     ),
     "eat": dict(
-        things=["lunch", "leftovers", "cereal", "cookies", "snacks", "yogurt", "pizza", "cheese", "bread", "fruit"],
+        things=[
+            "lunch",
+            "leftovers",
+            "cereal",
+            "cookies",
+            "snacks",
+            "yogurt",
+            "pizza",
+            "cheese",
+            "bread",
+            "fruit",
+            "brunch",
+        ],
         summary=["keeps eating my {t}", "eats my {t} all the time"],
         post=[
             "I put my {t} in the fridge and a day later {s} has finished it all.",
@@ -78,7 +112,7 @@ PROBLEMS = {
         ],
     ),
     "forget": dict(
-        things=["birthday", "graduation", "wedding", "concert", "recital", "surgery", "promotion", "race"],
+        things=["birthday", "graduation", "wedding", "concert", "recital", "surgery", "promotion", "race", "speech"],
         summary=["forgot my {t}", "completely forgot about my {t}"],
         post=[
             "My {t} was on Friday and {s} did not even call.",
@@ -89,7 +123,17 @@ PROBLEMS = {
         ],
     ),
     "unpaid": dict(
-        things=["rent", "gas bill", "phone bill", "water bill", "internet bill", "deposit", "loan", "repair"],
+        things=[
+            "rent",
+            "gas bill",
+            "phone bill",
+            "water bill",
+            "internet bill",
+            "deposit",
+            "loan",
+            "repair",
+            "vacation",
+        ],
         summary=["never pays {his} share of the {t}", "will not pay {his} share of the {t}"],
         post=[
             "I end up covering the {t} every time, because {s} is always broke.",
@@ -100,7 +144,7 @@ PROBLEMS = {
         ],
     ),
     "noise": dict(
-        things=["drums", "trumpet", "loud music", "video games", "karaoke", "violin", "piano", "techno"],
+        things=["drums", "trumpet", "loud music", "video games", "karaoke", "violin", "piano", "techno", "guitar"],
         summary=["plays {t} late at night", "keeps me awake with {t}"],
         post=[
             "It is two in the morning and {s} starts with {t} again.",
@@ -111,7 +155,7 @@ PROBLEMS = {
         ],
     ),
     "pet": dict(
-        things=["dog", "cat", "parrot", "rabbit", "hamster", "snake", "turtle", "puppy"],
+        things=["cat", "parrot", "rabbit", "hamster", "snake", "turtle", "puppy", "dog"],
         summary=["leaves {his} {t} with me every weekend", "expects me to look after {his} {t}"],
         post=[
             "On Friday {s} drops {his} {t} at my door and drives off.",
@@ -131,6 +175,7 @@ PROBLEMS = {
             "empty cans",
             "hair",
             "crumbs",
+            "leftovers",
         ],
         summary=["leaves {t} everywhere", "never cleans up {his} {t}"],
         post=[
@@ -142,7 +187,7 @@ PROBLEMS = {
         ],
     ),
     "snoop": dict(
-        things=["diary", "messages", "emails", "mail", "letters", "notebook", "browser history", "chats"],
+        things=["diary", "messages", "emails", "mail", "letters", "notebook", "browser history", "chats", "report"],
         summary=["reads my {t} behind my back", "keeps snooping through my {t}"],
         post=[
             "I caught {him} with my {t} in hand. {S} said {he} was just curious.",
@@ -162,6 +207,7 @@ PROBLEMS = {
             "the party",
             "a secret job",
             "the test",
+            "the divorce",
         ],
         summary=["lied to me about {t}", "is hiding the truth about {t}"],
         post=[
@@ -173,7 +219,7 @@ PROBLEMS = {
         ],
     ),
     "mock": dict(
-        things=["accent", "cooking", "clothes", "haircut", "singing", "height", "dancing", "art"],
+        things=["accent", "cooking", "clothes", "haircut", "singing", "height", "dancing", "art", "essay"],
         summary=["makes fun of my {t}", "keeps mocking my {t}"],
         post=[
             "At dinner {s} had the whole table laughing at my {t}.",
@@ -184,7 +230,7 @@ PROBLEMS = {
         ],
     ),
     "gossip": dict(
-        things=["salary", "divorce", "therapy", "crush", "diet", "illness", "exam results", "new job"],
+        things=["salary", "divorce", "therapy", "crush", "diet", "illness", "exam results", "new job", "diary"],
         summary=["tells everyone about my {t}", "keeps gossiping about my {t}"],
         post=[
             "I told {him} about my {t} in private, and by Monday {s} had spread it all over town.",
@@ -195,7 +241,7 @@ PROBLEMS = {
         ],
     ),
     "credit": dict(
-        things=["report", "slides", "design", "recipe", "essay", "code", "poster", "speech"],
+        things=["report", "slides", "design", "recipe", "essay", "code", "poster", "speech", "art"],
         summary=["takes credit for my {t}", "passed off my {t} as {his} own"],
         post=[
             "I worked on my {t} for weeks, and {s} put {his} name on it.",
@@ -206,7 +252,17 @@ PROBLEMS = {
         ],
     ),
     "late": dict(
-        things=["dinners", "meetings", "practice", "study group", "movie nights", "calls", "lunches", "rehearsals"],
+        things=[
+            "dinners",
+            "meetings",
+            "practice",
+            "study group",
+            "movie nights",
+            "calls",
+            "lunches",
+            "rehearsals",
+            "video games",
+        ],
         summary=["is always late for our {t}", "never shows up on time for our {t}"],
         post=[
             "I sit there alone for an hour before {s} arrives at our {t}.",
@@ -217,7 +273,7 @@ PROBLEMS = {
         ],
     ),
     "cancel": dict(
-        things=["trip", "date", "picnic", "hike", "game night", "vacation", "brunch", "visit"],
+        things=["trip", "date", "picnic", "hike", "game night", "vacation", "brunch", "visit", "concert"],
         summary=["keeps canceling our {t}", "canceled our {t} at the last minute"],
         post=[
             "Our {t} was planned for weeks, and an hour before, {s} backed out.",
@@ -228,7 +284,7 @@ PROBLEMS = {
         ],
     ),
     "smoke": dict(
-        things=["kitchen", "car", "bedroom", "bathroom", "garage", "hallway", "basement", "office"],
+        things=["kitchen", "car", "bedroom", "bathroom", "garage", "hallway", "basement", "office", "tent"],
         summary=["keeps smoking in my {t}", "smokes in my {t}"],
         post=[
             "My {t} smells like an ashtray, and {s} says it is only a few a day.",

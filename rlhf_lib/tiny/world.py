@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from rlhf_lib.tiny import phrases as W
 
 SPLITS = ("train", "validation", "test")
-# Chance that a test post holds something training never shows.
-UNSEEN_NAME, UNSEEN_PROBLEM, UNSEEN_PHRASING = 0.15, 0.12, 0.12
+# Chance that a test post holds something new. Phrasings and problems (an action with its thing) are new to every
+# training, names to fine-tuning only: the base model has read them in its corpus, as GPT-2 has read most names.
+UNSEEN_NAME, UNSEEN_PROBLEM, UNSEEN_PHRASING = 0.12, 0.14, 0.18
 
 
 @dataclass(frozen=True)
@@ -144,34 +145,52 @@ def _edit(post: Post, kind: str, rng: random.Random) -> str:
             extra = rng.choice(post.distractors) if kind == "distractor" and post.distractors else parts[place]
             parts.insert(place + 1, extra)
         return " ".join(parts)
-    if kind == "name":
-        change = dict(name=rng.choice([*post.bystanders * 100, *(W.WOMEN if post.gender == "f" else W.MEN)]))
-    elif kind == "problem":
-        action = rng.choice(sorted(W.PROBLEMS))
-        change = dict(action=action, thing=rng.choice(W.PROBLEMS[action]["things"][:-1]))
-    elif kind == "question":
-        change = dict(question=post.advice or rng.choice(sorted(W.QUESTIONS)))
+    return _summary(_with_wrong(post, kind, rng), rng)
+
+
+def _with_wrong(post: Post, kind: str, rng: random.Random) -> Post:
+    """The post with one fact changed: a name, relation, thing, problem, attempt or question that is not the writer's.
+
+    Names and questions that bystanders brought up come first: those tempt.
+    """
+    if kind == "question" and post.advice:
+        options = [post.advice]
+    elif kind == "name":
+        options = post.bystanders or (W.WOMEN if post.gender == "f" else W.MEN)
     else:
         options = {
-            "relation": sorted(W.RELATIONS),
+            "relation": [r for r, (_, gender) in W.RELATIONS.items() if gender in (None, post.gender)],
             "thing": W.PROBLEMS[post.action]["things"][:-1],
-            "tried": sorted(W.TRIED),
-        }
-        change = {kind: rng.choice(options[kind])}
-    return _summary(replace(post, **change), rng)
+            "problem": W.PROBLEMS,
+            "tried": W.TRIED,
+            "question": W.QUESTIONS,
+        }[kind]
+    key = "action" if kind == "problem" else kind
+    change = {key: rng.choice([x for x in options if x != getattr(post, key)])}
+    if kind == "problem":
+        change["thing"] = rng.choice(W.PROBLEMS[change["action"]]["things"][:-1])
+    return replace(post, **change)
 
 
-def corpus(n: int, seed: int = 0) -> list[str]:
-    """`n` raw documents for the base model, from training facts only.
+def corpus(n: int, seed: int = 0, checks: tuple[str, ...] = ()) -> list[str]:
+    """`n` raw documents for the base model, from training facts and all names. No post is followed by its own summary.
 
-    Posts with comments that refer back to the post's people and facts, lone posts, lone summaries of posts that
-    are not shown, headlines and chatter. No post is followed by its own summary.
+    Posts with comments that refer back to the post's people and facts, lone posts, lone summaries of posts that are not
+    shown, headlines and chatter: from these copying is learnt. With `checks`, some of CHECKS, four fifths are instead
+    posts with a moderator's checklist (which claims of these kinds are true) and word lists with the same: from these
+    telling true from false is learnt, which a summary's judge needs.
     """
     rng = random.Random(f"tiny-tldr-corpus-{seed}")
-    documents = []
+    documents, other = [], None
     while len(documents) < n:
-        post = _draw_post(rng, "train")
+        post = _draw_post(rng, "corpus")
         if _split_of(post.facts) != "train":
+            continue
+        other, previous = post, other
+        if checks and previous and rng.random() < 0.8:
+            documents.append(
+                _checklist(post, previous, checks, rng) if rng.random() < 0.75 else _word_list(post, previous, rng)
+            )
             continue
         kind = rng.random()
         if kind < 0.68:
@@ -182,7 +201,7 @@ def corpus(n: int, seed: int = 0) -> list[str]:
         elif kind < 0.90:
             documents.append("TL;DR: " + demonstration(post, rng.randrange(10**9)))
         elif kind < 0.95:
-            documents.append("\n".join(f"TITLE: {_title(p, rng)}" for p in (post, _draw_post(rng, "train"))))
+            documents.append("\n".join(f"TITLE: {_title(p, rng)}" for p in (post, _draw_post(rng, "corpus"))))
         else:
             documents.append(" ".join(rng.sample(W.CHATTER, rng.randint(2, 5))))
     return documents
@@ -209,11 +228,11 @@ def _draw_post(rng: random.Random, split: str) -> Post:
     relation = rng.choice(sorted(W.RELATIONS))
     group, gender = W.RELATIONS[relation]
     gender = gender or rng.choice("fm")
+    names, new_names = (W.WOMEN, W.TEST_WOMEN) if gender == "f" else (W.MEN, W.TEST_MEN)
     if split == "test" and rng.random() < UNSEEN_NAME:
         unseen.add("name")
-        name = rng.choice(W.TEST_WOMEN if gender == "f" else W.TEST_MEN)
-    else:
-        name = rng.choice(W.WOMEN if gender == "f" else W.MEN)
+        names = new_names
+    name = rng.choice(names + new_names if split == "corpus" else names)
     action = rng.choice(sorted(W.PROBLEMS))
     thing = pick(W.PROBLEMS[action]["things"], "problem", UNSEEN_PROBLEM)
     tried = rng.choice(sorted(W.TRIED))
@@ -222,11 +241,11 @@ def _draw_post(rng: random.Random, split: str) -> Post:
     advice = rng.choice([q for q in fitting if q != question])
 
     slots = pronouns(gender) | {"rel": relation, "name": name, "t": thing}
-    phrasing = UNSEEN_PHRASING / 3
+    phrasing = UNSEEN_PHRASING / 5
     problem_text = pick(W.PROBLEMS[action]["post"], "phrasing", phrasing)
     tried_text = pick(W.TRIED[tried]["post"], "phrasing", phrasing).format(**slots)
     question_text = pick(W.QUESTIONS[question]["post"], "phrasing", phrasing).format(**slots)
-    question_text = rng.choice(W.ASK[:-1]).format(q=question_text) if rng.random() < 0.8 else question_text
+    question_text = pick(W.ASK, "phrasing", phrasing).format(q=question_text) if rng.random() < 0.8 else question_text
 
     subject_first = re.search(r"\{(S|s|he|him|his|He)\}", problem_text).group(1) in "Ss"
     sentences = []
@@ -234,7 +253,7 @@ def _draw_post(rng: random.Random, split: str) -> Post:
         who = f"{relation} {name}"
         subject = {"S": f"My {who}", "s": f"my {who}"}
     else:
-        sentences.append(rng.choice(W.INTROS[:-1]).format(**slots))
+        sentences.append(pick(W.INTROS, "phrasing", phrasing).format(**slots))
         subject = {"S": slots["He"], "s": slots["he"]} if rng.random() < 0.7 else {"S": name, "s": name}
     sentences.append(problem_text.format(**slots, **subject))
     attempt = tried_text + (" " + rng.choice(W.FAILS).format(**slots) if rng.random() < 0.6 else "")
@@ -244,7 +263,9 @@ def _draw_post(rng: random.Random, split: str) -> Post:
     distractors, bystanders, given = [], (), None
     told = len(sentences) - 2  # a bystander comes after the problem, so that "he" still means the person
     for text in rng.sample(W.BACKGROUND, rng.choice([0, 0, 1, 1, 2])):
-        distractors.append(text.format(n=rng.choice(["two", "three", "five", "ten"]), age=rng.randint(19, 49), **slots))
+        distractors.append(
+            text.format(n=rng.choice(["two", "three", "five", "ten"]), age=rng.choice([19, 24, 31, 46]), **slots)
+        )
         sentences.insert(rng.randint(told, len(sentences)), distractors[-1])
     if rng.random() < 0.6:
         relation2 = rng.choice([r for r in sorted(W.RELATIONS) if r != relation])
@@ -335,3 +356,46 @@ def _comment(post: Post, rng: random.Random) -> str:
     if post.bystanders and rng.random() < 0.2:
         parts.append(rng.choice(["Do not listen to {}.", "{} is right.", "{} has no idea."]).format(post.bystanders[0]))
     return " ".join(rng.sample(parts, rng.choice([1, 2, 2, 3])))
+
+
+CHECKS = ("word", "word", "name", "relation", "person", "thing", "problem", "tried", "question")
+
+
+def _check(post: Post, other: Post, kinds: tuple[str, ...], rng: random.Random) -> str:
+    """A claim about the post, in a summary's words, and whether it is true; `other` lends words that are not there."""
+    kind, true = rng.choice(kinds), rng.random() < 0.5
+    if kind == "word":
+        here, there = _words(post), _words(other)
+        return f"{rng.choice(sorted(here if true else there - here))}? {'Yes' if true else 'No'}."
+    wrong = rng.choice({"person": ["relation", "name"], "problem": ["thing", "problem"]}.get(kind, [kind]))
+    read = post if true else _with_wrong(post, wrong, rng)
+    if not true and wrong == "name" and rng.random() < 0.5:
+        read = replace(read, name=other.name)
+    slots = pronouns(post.gender)
+    claim = {
+        "name": read.name,
+        "relation": read.relation,
+        "person": f"{read.relation} {read.name}",
+        "thing": read.thing,
+        "problem": rng.choice(W.PROBLEMS[read.action]["summary"]).format(t=read.thing, **slots),
+        "tried": rng.choice(W.TRIED[read.tried]["summary"]).format(**slots),
+        "question": W.QUESTIONS[read.question]["act"].format(**slots),
+    }[kind]
+    return f"{claim}? {'Yes' if read == post else 'No'}."
+
+
+def _checklist(post: Post, other: Post, kinds: tuple[str, ...], rng: random.Random) -> str:
+    checks = dict.fromkeys(_check(post, other, kinds, rng) for _ in range(16))
+    return f"{post.context}\n\nCHECK: {' '.join(checks)}"
+
+
+def _word_list(post: Post, other: Post, rng: random.Random) -> str:
+    """Ten words of a post, and whether each of ten words is among them: the simplest check there is."""
+    here = rng.sample(sorted(_words(post)), 10)
+    absent = rng.sample(sorted(_words(other) - set(here)), 10)
+    asked = [f"{yes}? Yes." if rng.random() < 0.5 else f"{no}? No." for yes, no in zip(rng.sample(here, 10), absent)]
+    return f"LIST: {' '.join(here)}\n\nCHECK: {' '.join(asked)}"
+
+
+def _words(post: Post) -> set[str]:
+    return set(re.findall(r"[A-Za-z]{3,}", post.body))
