@@ -64,6 +64,13 @@ def _run(args) -> int:
 
     paths = Paths(recipe.name, recipe.scale, args.output_dir)
     if args.stage in ("sft", "reward", "ppo"):
+        if args.resume and not (paths.checkpoints / f"{args.stage}_state.pt").exists():
+            if stages.finished(recipe, paths, args.stage):
+                print(
+                    f"{args.stage}: already finished with these settings, checkpoint in {paths.checkpoints / args.stage}"
+                )
+                return 0
+            print(f"{args.stage}: nothing to resume, starting from the beginning")
         train = {"sft": stages.train_sft, "reward": stages.train_reward, "ppo": stages.train_ppo}[args.stage]
         _, _, rows = train(recipe, paths, args.resume, args.tensorboard)
         print(
@@ -77,10 +84,15 @@ def _run(args) -> int:
         print(f"examined: {source}\n{report}")
         return 0 if report.healthy else 1
     elif args.stage == "results":
+        if args.seed is not None:
+            raise UsageError("results runs several seeds: give them with --seeds, like --seeds 11 12 13")
+        for seed in args.seeds or ():
+            get_recipe(args.recipe, args.scale, seed)  # refuses a seed that cannot work
         summary = stages.results(recipe, paths, args.seeds, args.resume)
         print(reporting.results_table(summary))
         readme = ROOT / "README.md"
-        if readme.exists() and recipe.scale == "full" and args.output_dir is None and not args.set:
+        default = recipe.scale == "full" and not (args.output_dir or args.set or args.seeds)
+        if readme.exists() and default:
             readme.write_text(reporting.readme_with_results(readme.read_text(), summary))
     else:
         report = (

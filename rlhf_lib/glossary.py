@@ -19,12 +19,12 @@ class Metric:
 
 GLOSSARY = {
     "objective/scores": Metric("mean reward-model score of the batch, less missing-EOS penalties", (-inf, inf)),
-    "objective/scores_std": Metric("standard deviation of those scores", (0.05, inf)),
+    "objective/scores_std": Metric("standard deviation of the scores over the batch", (0.05, inf)),
     "objective/kl": Metric(
         "KL(policy ‖ ref) by k1, summed over each response, nats a sequence", (-1, 30), (-10, 200),
         "tokens sampled from another distribution than the scored one, pads counted as actions, or kl_coef too low",
     ),
-    "objective/kl_k3": Metric("the same by k3: never negative, less noisy; for reading only (Schulman 2020)", (0, 30)),
+    "objective/kl_k3": Metric("KL(policy ‖ ref) by k3, nats a sequence: never negative, less noisy; for reading only (Schulman 2020)", (0, 30)),
     "objective/rewards": Metric("sum of token rewards a response: score - kl_coef * KL", (-inf, inf)),
     "objective/entropy": Metric("mean entropy of the policy at response tokens, nats a token", (0.02, inf)),
     "policy/loss": Metric("clipped surrogate loss", (-1, 1)),
@@ -32,7 +32,7 @@ GLOSSARY = {
         "half the mean squared log-ratio to the policy that sampled, averaged over the update's steps", (0, 0.1), (0, 5),
         "learning rate too high, too many epochs, or dropout left on",
     ),
-    "policy/first_approxkl": Metric("the same at the update's first step, where both policies are the same", (0, 1e-3)),
+    "policy/first_approxkl": Metric("approxkl at the update's first step, where both policies are the same", (0, 1e-3)),
     "policy/clipfrac": Metric("share of response tokens whose update the clip limits", (0, 0.35)),
     "policy/grad_norm": Metric("global gradient norm before clipping, last of the update averaged over steps", (0, inf)),
     "val/ratio": Metric("mean probability ratio new : old, averaged over the update's steps", (0.9, 1.1)),
@@ -49,7 +49,7 @@ GLOSSARY = {
     "check/kl_sampled": Metric("KL a sequence by k1 on this batch, nats", (-1, 30)),
     "check/kl_exact": Metric("KL a sequence summed over the whole vocabulary at the same prefixes, nats", (0, 30)),
     "check/kl_z": Metric(
-        "their difference in standard errors", (-4, 4), (-12, 12),
+        "sampled less exact KL, in standard errors of their difference", (-4, 4), (-12, 12),
         "tokens sampled from another distribution than the scored one (top-k, top-p, temperature, min_new_tokens)",
     ),
     "eval/gold": Metric("mean gold score on validation posts; PPO never sees it", (-inf, 1)),

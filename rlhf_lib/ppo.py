@@ -2,7 +2,7 @@
 
 Follows Ziegler et al. 2019 (arXiv 1909.08593), Stiennon et al. 2020 (arXiv 2009.01325) and the details collected by
 Huang et al. 2024 (arXiv 2403.17031). Left out: adaptive KL control, value-model pretraining, reward scaling.
-Everywhere (B, T) is responses x response tokens, and `response_mask` True means counted.
+Everywhere (B, T) is responses x response tokens, and `response_mask` (bool, or 0 and 1) True means counted.
 """
 
 from pathlib import Path
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from rlhf_lib.data import shuffled
-from rlhf_lib.glossary import stop_if_alarmed
+from rlhf_lib.glossary import alarms, stop_if_alarmed
 from rlhf_lib.models import ValueModel, score_responses
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import Rollout, generate, token_logprobs, token_statistics
-from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
+from rlhf_lib.runtime import MetricLog, TrainingState, progress, set_seed
 
 # ------------------------------------------------------------------------------------------------- mathematics
 
@@ -38,6 +38,7 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kind: str = 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of `x` where `mask` is True: (B, T), (B, T) -> (). Zero when nothing is counted."""
+    mask = mask.bool()
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
@@ -48,7 +49,7 @@ def masked_whiten(x: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) 
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
     if not shift_mean:
         whitened = whitened + mean
-    return torch.where(mask, whitened, 0.0)
+    return torch.where(mask.bool(), whitened, 0.0)
 
 
 def token_rewards(
@@ -58,6 +59,7 @@ def token_rewards(
 
     `scores` is (B,), the rest (B, T). Stiennon et al. 2020, section 3.4 (R(x, y) with its KL term spread over tokens).
     """
+    response_mask = response_mask.bool()
     rewards = torch.where(response_mask, -kl_coef * kl_estimate(logprobs, ref_logprobs, kl_estimator), 0.0)
     positions = torch.arange(response_mask.shape[1], device=response_mask.device)
     last = torch.where(response_mask, positions, -1).max(-1).values
@@ -72,6 +74,7 @@ def compute_gae(rewards, values, response_mask, gamma: float = 1.0, lam: float =
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; after the last response token both the
     next value and the next advantage are 0. returns = advantages + values. Both are 0 where masked.
     """
+    response_mask = response_mask.bool()
     values = torch.where(response_mask, values, 0.0)
     rewards = torch.where(response_mask, rewards, 0.0)
     advantages = torch.zeros_like(values)
@@ -88,7 +91,7 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, cliprange: fl
 
     loss = mean max(-A ratio, -A clip(ratio, 1 - cliprange, 1 + cliprange)), ratio = exp(logprobs - old_logprobs).
     """
-    log_ratio = torch.where(response_mask, logprobs - old_logprobs, 0.0)
+    log_ratio = torch.where(response_mask.bool(), logprobs - old_logprobs, 0.0)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
@@ -109,7 +112,8 @@ def value_loss(values, old_values, returns, response_mask, cliprange_value: floa
     loss = mean max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2.
     """
     clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
-    error, clipped_error = (torch.where(response_mask, x - returns, 0.0).square() for x in (values, clipped))
+    mask = response_mask.bool()
+    error, clipped_error = (torch.where(mask, x - returns, 0.0).square() for x in (values, clipped))
     loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), response_mask)
     with torch.no_grad():
         stats = {
@@ -197,11 +201,6 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
     TrainingFailure. Run `doctor.examine` first: it finds what no curve shows.
     """
     config = recipe.ppo
-    if config.batch_size % config.minibatches:
-        raise UsageError(
-            f"ppo.batch_size={config.batch_size} does not split into ppo.minibatches={config.minibatches}: "
-            "choose a multiple"
-        )
     set_seed(recipe.seed)
     for model in (policy, ref_policy, reward_model, value_model):
         model.eval().to(accelerator.device)  # eval: dropout must be off in sampling, scoring and update
@@ -212,7 +211,7 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
     state = TrainingState(folder / "ppo_state.pt", settings)
     actor_critic, optimizer = accelerator.prepare(actor_critic, optimizer)
     parts = dict(actor_critic=accelerator.unwrap_model(actor_critic), optimizer=optimizer, schedule=schedule)
-    done, rows = state.load(**parts) if resume else (0, [])
+    done, rows = state.load(**parts) if resume else state.set_aside()
     log = MetricLog(folder, "ppo", rows, tensorboard)
 
     bar = progress(range(done + 1, config.updates + 1), initial=done, total=config.updates, desc="PPO", unit="update")
@@ -223,11 +222,11 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
         with accelerator.autocast():
             rollout = generate(policy, tokenizer, batch_prompts, recipe.max_new_tokens, config.temperature,
                                seed=(recipe.seed, update), max_prompt_tokens=recipe.max_prompt_tokens)  # fmt: skip
-            # 2. score them; a response that never ends pays for it
-            scores = score_responses(
-                reward_model, reward_tokenizer, batch_prompts, rollout.texts, rollout.finished.tolist(),
-                max_prompt_tokens=recipe.max_prompt_tokens,
-            )  # fmt: skip
+        # 2. score them; a response that never ends pays for it
+        scores = score_responses(
+            reward_model, reward_tokenizer, batch_prompts, rollout.texts, rollout.finished.tolist(),
+            max_prompt_tokens=recipe.max_prompt_tokens,
+        )  # fmt: skip
         scores = scores.to(accelerator.device) - config.missing_eos_penalty * ~rollout.finished
         # 3. log-probabilities, values, token rewards, advantages
         batch = collect(rollout, scores, parts["actor_critic"], ref_policy, config, accelerator)
@@ -249,6 +248,8 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
             metrics |= evaluate(policy)
         row = log.add(update, metrics)
         stop_if_alarmed(update, row)
+        for alarm in alarms(row):
+            bar.write(f"update {update}: {alarm}")
         bar.set_postfix(score=f"{metrics['objective/scores']:.2f}", kl=f"{metrics['objective/kl']:.2f}",
                         clipfrac=f"{metrics['policy/clipfrac']:.2f}", eos=f"{metrics['val/eos_rate']:.2f}")  # fmt: skip
         if update % config.save_every == 0 and update < config.updates:

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from rlhf_lib.runtime import Paths, UsageError, write_atomic, write_csv
+from rlhf_lib.runtime import Paths, write_atomic, write_csv
 
 # Okabe and Ito's palette: told apart under every common colour blindness.
 COLOURS = {"base": "#999999", "sft": "#0072B2", "ppo": "#D55E00", "gold": "#E69F00", "proxy": "#56B4E9", "ink": "#222222",
@@ -28,16 +28,18 @@ def save_figure(figure, folder: Path, name: str, rows: list[dict]):
 
 
 def read_csv(path: Path) -> list[dict]:
-    """Rows of a metrics file with numbers as floats; empty cells are left out."""
+    """Rows of a metrics file as floats; empty cells are left out."""
     with open(path, newline="") as file:
-        return [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+        return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
 
 
-def _number(text: str):
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def read_samples(path: Path) -> list[dict]:
+    """Rows of `samples.csv`: texts as they are, gold and reward-model scores as floats."""
+    with open(path, newline="") as file:
+        return [
+            {key: float(value) if key.endswith(("_gold", "_score")) else value for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def series(rows: list[dict], key: str) -> tuple[list, list]:
@@ -168,8 +170,7 @@ def draw_all(paths: Paths) -> Path:
     if (evaluation / "evaluation.json").exists():
         report = json.loads((evaluation / "evaluation.json").read_text())
         plot_comparison(report, plots)
-        plot_distributions(read_csv(evaluation / "samples.csv"), list(report["models"]), plots)
-    plt.close("all")
+        plot_distributions(read_samples(evaluation / "samples.csv"), list(report["models"]), plots)
     return plots
 
 
@@ -206,13 +207,6 @@ def comparison_table(report: dict) -> str:
             f"KL(PPO || SFT): {kl['check/kl_exact']:.2f} nats a sequence, sampled {kl['check/kl_sampled']:.2f}."
         )
     return "\n".join(lines)
-
-
-def load_report(path: Path) -> dict:
-    """An evaluation file; raises UsageError if it is missing."""
-    if not Path(path).exists():
-        raise UsageError(f"{path} is missing: run `python -m rlhf_lib evaluate` or `make results` first")
-    return json.loads(Path(path).read_text())
 
 
 def results_table(summary: dict) -> str:

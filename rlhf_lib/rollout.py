@@ -20,6 +20,7 @@ class Rollout:
     prompt_length: int  # P
     response_mask: torch.Tensor  # (B, T) bool, True on the response, its EOS included
     texts: list[str]
+    eos_token_id: int
 
     @property
     def finished(self) -> torch.Tensor:
@@ -27,8 +28,6 @@ class Rollout:
         last = (self.response_mask.sum(-1) - 1).clamp(min=0)
         responses = self.input_ids[:, self.prompt_length :]
         return responses.gather(1, last[:, None])[:, 0] == self.eos_token_id
-
-    eos_token_id: int = -1
 
     def rows(self, index) -> "Rollout":
         """Some of the rows, at the same padding."""
@@ -80,6 +79,10 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
     Equal prompts that stand next to each other are read once.
     Raises UsageError if there is no prompt, or prompt and response exceed the model's context.
     """
+    if isinstance(prompts, str):
+        raise UsageError("prompts is one string: pass a list of strings, one for each response")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UsageError("the tokenizer has no PAD token of its own: load it with rlhf_lib.models.load_tokenizer")
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
     device = next(policy.parameters()).device

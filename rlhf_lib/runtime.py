@@ -38,7 +38,8 @@ def mixed_precision() -> str:
     """ "bf16" where the hardware multiplies bf16 quickly, else "no"."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch has no public name for it
+    return "bf16" if supported() else "no"
 
 
 def make_accelerator(precision: str = "auto") -> Accelerator:
@@ -46,6 +47,10 @@ def make_accelerator(precision: str = "auto") -> Accelerator:
     if precision not in ("auto", "bf16", "no"):
         raise UsageError(f"unknown precision {precision!r}: choose auto, bf16 or no")
     precision = mixed_precision() if precision == "auto" else precision
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError(
+            "training with several processes is not supported yet: start it with plain `python -m rlhf_lib`"
+        )
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # one notebook or test may use both
     return Accelerator(mixed_precision=precision)
@@ -73,7 +78,10 @@ class Paths:
 
     def _folder(self, kind: str) -> Path:
         folder = self.root / kind / self.recipe
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UsageError(f"cannot write to {folder} ({error.strerror}): choose another --output-dir") from error
         return folder
 
     @property
@@ -92,7 +100,7 @@ class Paths:
 @contextlib.contextmanager
 def atomic_folder(folder: Path):
     """Write into the yielded temporary folder; on success it takes the place of `folder`, on failure nothing changes."""
-    folder = Path(folder)
+    folder = recover_folder(Path(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -181,8 +189,11 @@ class TrainingState:
             torch.cuda.set_rng_state_all(payload["rng"][1])
         return payload["step"], payload["rows"]
 
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+    def set_aside(self) -> tuple[int, list]:
+        """A fresh start: keep the resume point of an earlier run beside the new one's; returns (0, [])."""
+        if self.path.exists():
+            self.path.replace(self.path.with_suffix(".previous.pt"))
+        return 0, []
 
 
 class MetricLog:
@@ -191,7 +202,7 @@ class MetricLog:
     def __init__(self, folder: Path, stage: str, rows: list[dict] = (), tensorboard: bool = False):
         self.folder, self.stage, self.rows = Path(folder), stage, list(rows)
         self.path = self.folder / f"{stage}_metrics.jsonl"
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        self.started = False  # an earlier run's file stays until this run has something to say
         self.board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -201,13 +212,15 @@ class MetricLog:
     def add(self, step: int, metrics: dict) -> dict:
         """Append one row; raises TrainingFailure if a value is not finite."""
         row = {"step": step} | {key: float(value) for key, value in metrics.items()}
+        check_finite(self.stage, step, row)
         self.rows.append(row)
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        new = self.rows if not self.started else [row]
+        with open(self.path, "a" if self.started else "w") as file:
+            file.write("".join(json.dumps(r) + "\n" for r in new))
+        self.started = True
         if self.board:
             for key, value in metrics.items():
                 self.board.add_scalar(f"{self.stage}/{key}", value, step)
-        check_finite(self.stage, step, metrics)
         return row
 
     def close(self) -> list[dict]:

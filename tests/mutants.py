@@ -461,15 +461,15 @@ MUTANTS = [
     (
         "critic starts without the reward model's shift",
         "models.py",
-        "return ValueModel(body, copy.deepcopy(model.score), model.config.reward_mean).eval()",
+        'return ValueModel(body, copy.deepcopy(model.score), getattr(model.config, "reward_mean", 0.0)).eval()',
         "return ValueModel(body, copy.deepcopy(model.score)).eval()",
         "test_reward.py::test_the_critic_starts_as_the_reward_model",
     ),
     (
         "critic shares the reward model's head",
         "models.py",
-        "return ValueModel(body, copy.deepcopy(model.score), model.config.reward_mean).eval()",
-        "return ValueModel(body, model.score, model.config.reward_mean).eval()",
+        'return ValueModel(body, copy.deepcopy(model.score), getattr(model.config, "reward_mean", 0.0)).eval()',
+        'return ValueModel(body, model.score, getattr(model.config, "reward_mean", 0.0)).eval()',
         "test_reward.py::test_the_critic_starts_as_the_reward_model",
     ),
     (
@@ -504,8 +504,8 @@ MUTANTS = [
     (
         "ratio inverted",
         "ppo.py",
-        "torch.where(response_mask, logprobs - old_logprobs, 0.0)",
-        "torch.where(response_mask, old_logprobs - logprobs, 0.0)",
+        "torch.where(response_mask.bool(), logprobs - old_logprobs, 0.0)",
+        "torch.where(response_mask.bool(), old_logprobs - logprobs, 0.0)",
         "test_ppo.py::test_at_ratio_1_the_gradient_is_the_policy_gradient",
     ),
     (
@@ -789,6 +789,41 @@ MUTANTS = [
         "isinstance(value, int) and not isinstance(value, bool)",
         "isinstance(value, int)",
         "test_recipes.py::test_a_value_of_the_wrong_type_says_how_to_write_it",
+    ),
+    (
+        "a checkpoint is reused though its inputs were made anew",
+        "models.py",
+        'settings[f"{earlier} weights"] = fingerprint(find_checkpoint(recipe, paths, earlier)[0])',
+        "pass",
+        "test_stages.py::test_a_checkpoint_whose_inputs_were_made_anew_is_not_reused",
+    ),
+    (
+        "a fresh start overwrites an earlier resume point",
+        "runtime.py",
+        'self.path.replace(self.path.with_suffix(".previous.pt"))',
+        "self.path.unlink()",
+        "test_runtime.py::test_a_fresh_start_keeps_the_resume_point_of_an_earlier_run",
+    ),
+    (
+        "a folder set aside by a killed save is deleted by the next save",
+        "runtime.py",
+        "folder = recover_folder(Path(folder))",
+        "folder = Path(folder)",
+        "test_runtime.py::test_a_folder_left_by_a_kill_between_two_renames_survives_the_next_save",
+    ),
+    (
+        "test-only problems reach the base model's corpus",
+        "tiny/world.py",
+        "return rng.choice(options[:-1])",
+        "return rng.choice(options)",
+        "test_tiny.py::test_a_quarter_of_test_posts_hold_a_problem_or_phrasing_new_to_every_training",
+    ),
+    (
+        "test-only names reach fine-tuning",
+        "tiny/world.py",
+        'names + new_names if split == "corpus" else names',
+        "names + new_names",
+        "test_tiny.py::test_new_names_are_new_to_every_stage_of_fine_tuning",
     ),
 ]
 

@@ -27,9 +27,19 @@ def run(capsys, *arguments):
         (["ppo", "--recipe", "tiny", "--set", "ppo=1"], ["does not name a single value"]),
         (["sft", "--recipe", "tiny", "--set", "policy=tiny:huge"], ["tiny:huge", "tiny:small"]),
         (["sft", "--recipe", "tiny", "--scale", "smoke", "--set", "sft.examples=0"], ["sft.examples=0", "above 0"]),
-        (["evaluate", "--recipe", "tiny", "--scale", "smoke", "--set", "eval.split=dev"], ["'dev'", "test"]),
+        (["evaluate", "--recipe", "tiny", "--scale", "smoke", "--set", "eval.split=dev"], ["split=dev", "test"]),
         (["evaluate", "--recipe", "tiny", "--scale", "smoke"], ["ppo checkpoint is missing", "python -m rlhf_lib ppo"]),
         (["ppo", "--recipe", "tiny", "--scale", "smoke", "--set", "ppo.minibatches=3"], ["does not split", "multiple"]),
+        (
+            ["sft", "--recipe", "tiny", "--scale", "smoke", "--set", "policy=/no/such"],
+            ["cannot load '/no/such'", "check"],
+        ),
+        (["run", "--recipe", "tiny", "--set", "reward.samples_per_prompt=1"], ["samples_per_prompt=1", "at least 2"]),
+        (["run", "--recipe", "tiny", "--set", "ppo.kl_coef=-1"], ["ppo.kl_coef=-1", "0 or more"]),
+        (["sft", "--recipe", "tiny", "--seed", "9" * 30], ["seed", "at most"]),
+        (["results", "--recipe", "tiny", "--scale", "smoke", "--seeds", "11"], ["at least two"]),
+        (["results", "--recipe", "tiny", "--scale", "smoke", "--seeds", "-1", "2"], ["seed=-1"]),
+        (["results", "--recipe", "tiny", "--scale", "smoke", "--seed", "3"], ["--seeds"]),
         (["reward", "--recipe", "tiny", "--scale", "smoke", "--set", "max_new_tokens=250"], ["do not fit", "context"]),
     ],
 )
@@ -64,6 +74,13 @@ def test_training_that_diverges_names_step_metric_and_causes_and_loses_nothing(c
     assert code == 1 and err.count("\n") == 1
     assert "diverged at step" in err and "loss is nan" in err and "learning rate" in err
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_resume_says_what_there_is_to_resume(capsys, tmp_path):
+    arguments = ["sft", "--recipe", "tiny", "--scale", "smoke", "--output-dir", str(tmp_path), "--resume"]
+    assert "nothing to resume" in run(capsys, *arguments)[1]
+    assert "already finished" in run(capsys, *arguments)[1]
+    assert "nothing to resume" in run(capsys, *arguments, "--set", "sft.lr=1e-4")[1]
 
 
 def test_the_doctor_stage_passes_on_the_default_recipe_and_fails_loudly(capsys, tmp_path, monkeypatch):

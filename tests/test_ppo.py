@@ -27,7 +27,7 @@ from rlhf_lib.ppo import (
 )
 from rlhf_lib.recipes import PPOConfig, get_recipe
 from rlhf_lib.rollout import Rollout, generate
-from rlhf_lib.runtime import TrainingFailure, UsageError, make_accelerator
+from rlhf_lib.runtime import TrainingFailure, make_accelerator
 
 GARBAGE = (math.nan, math.inf, -math.inf, 1e30)
 
@@ -800,9 +800,24 @@ def test_a_score_that_is_not_finite_stops_training(cast, monkeypatch):
         cast()
 
 
-def test_minibatches_must_divide_the_batch(cast):
-    with pytest.raises(UsageError, match="batch_size=8 .*minibatches=3"):
-        cast(minibatches=3)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_a_mask_of_ones_and_zeros_counts_like_a_bool_mask(dtype):
+    g = torch.Generator().manual_seed(0)
+    x, y, z = (torch.randn(3, 5, generator=g) for _ in range(3))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]).bool()
+    functions = [
+        lambda m: ppo.masked_mean(x, m), lambda m: ppo.masked_whiten(x, m),
+        lambda m: ppo.token_rewards(x[:, 0], x, y, m, 0.1), lambda m: torch.stack(ppo.compute_gae(x, y, m)),
+        lambda m: ppo.policy_loss(x, y, z, m)[0], lambda m: ppo.value_loss(x, y, z, m)[0],
+    ]  # fmt: skip
+    for function in functions:
+        assert torch.equal(function(mask), function(mask.to(dtype)))
+
+
+def test_an_alarm_that_does_not_stop_training_is_printed(cast, capsys, monkeypatch):
+    monkeypatch.setattr(ppo, "alarms", lambda row: [f"metric at {row['step']}"])
+    cast(updates=2)
+    assert "update 1: metric at 1" in capsys.readouterr().out
 
 
 def test_the_reward_model_reads_the_same_truncated_prompt_as_the_policy(cast, tokenizer, monkeypatch):

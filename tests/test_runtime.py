@@ -159,8 +159,46 @@ def test_a_disk_that_fills_while_saving_keeps_the_last_state(tmp_path, monkeypat
         patch.setattr(torch, "save", full)
         state.save(2, [], **model)
     assert state.load(**model)[0] == 1 and names(tmp_path) == ["s.pt"]
-    state.remove()
-    assert names(tmp_path) == []
+
+
+def test_a_fresh_start_keeps_the_resume_point_of_an_earlier_run(tmp_path):
+    state, model = TrainingState(tmp_path / "s.pt", {}), parts(0)
+    assert state.set_aside() == (0, []) and names(tmp_path) == []
+    state.save(7, [], **model)
+    assert state.set_aside() == (0, []) and names(tmp_path) == ["s.previous.pt"]
+    assert TrainingState(tmp_path / "s.previous.pt", {}).load(**model)[0] == 7
+
+
+def test_a_log_of_an_earlier_run_stays_until_the_new_run_has_a_row(tmp_path):
+    MetricLog(tmp_path, "sft").add(1, {"loss": 1.0})
+    before = (tmp_path / "sft_metrics.jsonl").read_text()
+    log = MetricLog(tmp_path, "sft")
+    assert (tmp_path / "sft_metrics.jsonl").read_text() == before
+    with pytest.raises(TrainingFailure):
+        log.add(1, {"loss": math.nan})
+    assert (tmp_path / "sft_metrics.jsonl").read_text() == before  # and NaN, which is no JSON, is never written
+    log.add(1, {"loss": 2.0})
+    assert read(tmp_path / "sft_metrics.jsonl") == [{"step": 1, "loss": 2.0}]
+
+
+def test_an_output_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="choose another --output-dir"):
+        _ = Paths("tiny", "full", tmp_path / "file").checkpoints
+
+
+def test_several_processes_are_refused_until_they_work(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="several processes"):
+        runtime.make_accelerator("no")
+
+
+def test_a_folder_left_by_a_kill_between_two_renames_survives_the_next_save(tmp_path):
+    (tmp_path / ".sft.old").mkdir()
+    (tmp_path / ".sft.old" / "weights").write_text("precious")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "sft"):
+        raise RuntimeError("killed again")
+    assert (tmp_path / "sft" / "weights").read_text() == "precious"
 
 
 # ----------------------------------------------------------------------------------------------------- metric log
