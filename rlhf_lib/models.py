@@ -1,7 +1,6 @@
 """Load and save policies, reference, reward model and value model as Hugging Face folders."""
 
 import copy
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf_lib.data import check_context, context_length, encode_completions, encode_prompts, pad, position_ids
 from rlhf_lib.recipes import Recipe
-from rlhf_lib.runtime import Paths, UsageError, atomic_folder, autocast, recover_folder
+from rlhf_lib.runtime import Paths, UsageError, atomic_folder, autocast, mixed_precision, recover_folder
 
 transformers_logging.set_verbosity_error()  # "newly initialized score.weight" is what we mean to do
 transformers_logging.disable_progress_bar()
@@ -37,10 +36,22 @@ def locate(name: str) -> str:
     return name
 
 
+def _open(auto_class, name: str, **settings):
+    """`from_pretrained`, whose failures become one sentence."""
+    try:
+        return auto_class.from_pretrained(name, **settings)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(
+            f"cannot load {name!r} ({reason}): expected a Hugging Face folder or hub name, so check its spelling, its "
+            "files and the network"
+        ) from error
+
+
 def load_tokenizer(name: str):
-    """Tokenizer that pads on the left with a PAD token that is not EOS."""
+    """Tokenizer that pads on the left with a PAD token that is not EOS. Raises UsageError if there is none."""
     folder = ASSETS / "tokenizer" if str(name).startswith("tiny:") else name
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _open(AutoTokenizer, str(folder))
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
@@ -52,8 +63,11 @@ def _attention() -> str:
 
 
 def load_policy(name: str, tokenizer=None):
-    """A causal language model in fp32, in evaluation mode, with room for the tokenizer's PAD."""
-    model = AutoModelForCausalLM.from_pretrained(locate(name), dtype=torch.float32, attn_implementation=_attention())
+    """A causal language model in fp32, in evaluation mode, with room for the tokenizer's PAD.
+
+    Raises UsageError if `name` cannot be loaded.
+    """
+    model = _open(AutoModelForCausalLM, locate(str(name)), dtype=torch.float32, attn_implementation=_attention())
     if tokenizer is not None:
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer))
@@ -61,11 +75,12 @@ def load_policy(name: str, tokenizer=None):
     return model.eval()
 
 
-def new_reward_model(sft_folder: str):
-    """A reward model on the SFT model's body: scalar head, std 1/sqrt(d+1), zero bias (Huang et al. 2024, detail 14)."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        locate(str(sft_folder)), num_labels=1, dtype=torch.float32, attn_implementation=_attention()
-    )
+def new_reward_model(name: str):
+    """A reward model on a language model's body: scalar head, std 1/sqrt(d+1), zero bias (Huang et al. 2024, detail 14)."""
+    model = _open(
+        AutoModelForSequenceClassification, locate(str(name)), num_labels=1, dtype=torch.float32,
+        attn_implementation=_attention(),
+    )  # fmt: skip
     width = model.score.in_features
     nn.init.normal_(model.score.weight, std=1 / (width + 1) ** 0.5)
     model.config.reward_mean = 0.0
@@ -74,8 +89,8 @@ def new_reward_model(sft_folder: str):
 
 def load_reward_model(name: str):
     """A saved reward model in fp32, in evaluation mode; its `config.reward_mean` is the mean score of SFT references."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        locate(str(name)), dtype=torch.float32, attn_implementation=_attention()
+    model = _open(
+        AutoModelForSequenceClassification, locate(str(name)), dtype=torch.float32, attn_implementation=_attention()
     )
     if model.config.num_labels != 1:
         raise UsageError(f"{name} has {model.config.num_labels} labels: a reward model has exactly one")
@@ -93,9 +108,9 @@ def reward_scores(reward_model, input_ids: torch.Tensor, attention_mask: torch.T
 @torch.no_grad()
 def score_responses(
     reward_model, tokenizer, prompts: list[str], responses: list[str], finished=None, max_prompt_tokens: int = 10**6,
-    batch_size: int = 128, precision: str = "no",
+    batch_size: int = 128,
 ) -> torch.Tensor:  # fmt: skip
-    """Reward-model scores of texts, re-encoded with the reward model's own tokenizer: (B,), in the given order.
+    """Reward-model scores of texts, re-encoded with the reward model's own tokenizer: (B,), in order, always in fp32.
 
     `finished[i]` False means that response i never reached EOS, and none is added.
     """
@@ -109,7 +124,7 @@ def score_responses(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         ids, mask = pad([encoded[i] for i in rows], tokenizer.pad_token_id)
-        with autocast(device, precision):
+        with autocast(device, "no"):
             scores[rows] = reward_scores(reward_model, ids.to(device), mask.to(device)).cpu()
     return scores
 
@@ -135,7 +150,7 @@ def value_model_from(model) -> ValueModel:
     """The critic's start: a copy of the reward model, its head included, or of a policy under a zero head."""
     body = copy.deepcopy(model.base_model)
     if hasattr(model, "score"):
-        return ValueModel(body, copy.deepcopy(model.score), model.config.reward_mean).eval()
+        return ValueModel(body, copy.deepcopy(model.score), getattr(model.config, "reward_mean", 0.0)).eval()
     head = nn.Linear(model.config.hidden_size, 1, bias=False)
     nn.init.zeros_(head.weight)
     return ValueModel(body, head).eval()
@@ -144,21 +159,29 @@ def value_model_from(model) -> ValueModel:
 # ------------------------------------------------------------------------------------------------- checkpoints
 
 
-def stage_settings(recipe: Recipe, stage: str) -> dict:
-    """What a stage's result depends on: the settings of the stage and of all before it, the scale and the seed."""
+INPUTS = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward")}  # the checkpoints that each stage starts from
+
+
+def stage_settings(recipe: Recipe, paths: Paths, stage: str) -> dict:
+    """What a stage's result depends on: its settings and those before it, scale, seed, and the weights it starts from."""
     resolved = recipe.resolved()
-    common = ["name", "policy", "max_prompt_tokens", "max_new_tokens", "precision", "scale", "seed"]
+    common = ["name", "policy", "max_prompt_tokens", "max_new_tokens", "scale", "seed"]
     settings = {key: resolved[key] for key in [*common, *STAGES[: STAGES.index(stage) + 1]]}
-    return settings | {"base": fingerprint(recipe.policy)}
+    settings["precision"] = mixed_precision() if recipe.precision == "auto" else recipe.precision
+    settings["base"] = fingerprint(recipe.policy)
+    for earlier in INPUTS[stage]:
+        settings[f"{earlier} weights"] = fingerprint(find_checkpoint(recipe, paths, earlier)[0])
+    return json.loads(json.dumps(settings))
 
 
-@functools.cache
 def fingerprint(name: str) -> str:
-    """A hash of the base model's and tokenizer's files where they lie on this machine, else the name itself."""
+    """A hash of a model's weights and tokenizer where they lie on this machine, else the name itself."""
     folder = Path(locate(name))
     tokenizer = ASSETS / "tokenizer" if name.startswith("tiny:") else folder
+    digest = hashlib.sha256()
     files = [*sorted(folder.glob("*.safetensors")), *sorted(tokenizer.glob("tokenizer.json"))]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    for file in files:
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16] if files else name
 
 
@@ -180,10 +203,8 @@ def find_checkpoint(recipe: Recipe, paths: Paths, stage: str) -> tuple[str, str]
         return recipe.policy, f"base model {recipe.policy}"
     folder = recover_folder(paths.checkpoints / stage)
     stored = folder / "settings.json"
-    if stored.exists():
-        settings = json.loads(stored.read_text())
-        if settings == json.loads(json.dumps(stage_settings(recipe, stage))):
-            return str(folder), f"your own {stage} checkpoint"
+    if stored.exists() and _read_settings(stored) == stage_settings(recipe, paths, stage):
+        return str(folder), f"your own {stage} checkpoint"
     shipped = ASSETS / SHIPPED.get(stage, "none")
     if recipe.policy == "tiny:small" and shipped.exists():
         why = "whose settings match" if stored.exists() else "yet"
@@ -192,3 +213,10 @@ def find_checkpoint(recipe: Recipe, paths: Paths, stage: str) -> tuple[str, str]
     raise UsageError(
         f"the {stage} checkpoint {why} in {paths.checkpoints}: run `python -m rlhf_lib {stage} --recipe {recipe.name}` first"
     )
+
+
+def _read_settings(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError:
+        return {}

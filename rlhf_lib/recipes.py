@@ -30,10 +30,13 @@ class SFTConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
+    init: str = "base"
+    """the body it starts from: "base" or "sft". SFT forgets much of what the base model knows about telling true claims
+    from false ones, and the reward model needs just that; Stiennon et al. 2020 start from SFT."""
     prompts: int = 2000
     """posts for which the SFT policy is sampled"""
     samples_per_prompt: int = 6
-    """summaries a post; all pairs among them are compared, as in InstructGPT (arXiv 2203.02155, section 3.4)"""
+    """summaries a post; all pairs among them are compared, as in InstructGPT (arXiv 2203.02155, section 3.5)"""
     edited_prompts: int = 1000
     """further posts, each with an honest summary and edits of it that get one thing wrong"""
     demonstration_prompts: int = 500
@@ -41,10 +44,10 @@ class RewardConfig:
     validation_prompts: int = 100
     annotator_scale: float = 0.15
     """gold points: P(annotator prefers a) = sigmoid((gold_a - gold_b) / annotator_scale)"""
-    epochs: int = 1
+    epochs: int = 2
     batch_prompts: int = 16
     """posts an optimizer step, each with all of its pairs"""
-    lr: float = 1e-3
+    lr: float = 5e-4
     warmup: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -66,7 +69,7 @@ class PPOConfig:
     """optimizer steps an epoch"""
     micro_batch_size: int = 32
     """responses a forward pass; smaller saves memory and changes no result"""
-    lr: float = 3e-4
+    lr: float = 2e-4
     """falls linearly to 0"""
     kl_coef: float = 0.05
     """beta: the price of one nat of KL in units of reward-model score (Huang et al. 2024: 0.05)"""
@@ -153,21 +156,36 @@ def get_recipe(name: str, scale: str = "full", seed: int | None = None, override
     return recipe
 
 
-CHOICES = {"kl_estimator": ("k1", "k2", "k3"), "precision": ("auto", "bf16", "no")}
+CHOICES = {"kl_estimator": ("k1", "k2", "k3"), "precision": ("auto", "bf16", "no"),
+           "split": ("validation", "test"), "init": ("base", "sft")}  # fmt: skip
 MAY_BE_ZERO = {
-    "seed", "warmup", "weight_decay", "missing_eos_penalty", "kl_coef", "vf_coef", "gamma", "lam", "demonstration_pairs",
+    "seed", "sft.warmup", "sft.weight_decay", "reward.warmup", "reward.weight_decay", "reward.edited_prompts",
+    "reward.demonstration_prompts", "ppo.missing_eos_penalty", "ppo.kl_coef", "ppo.vf_coef", "ppo.gamma", "ppo.lam",
+    "eval.temperature",
 }  # fmt: skip
+AT_MOST = {"seed": 2**32 - 1, "sft.warmup": 1, "reward.warmup": 1, "ppo.gamma": 1, "ppo.lam": 1,
+           "reward.samples_per_prompt": 10}  # fmt: skip
+AT_LEAST = {"reward.samples_per_prompt": 2, "ppo.batch_size": 2}
 
 
 def _check(settings: dict, prefix: str = "") -> None:
-    for key, value in settings.items():
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
         if isinstance(value, dict):
-            _check(value, f"{prefix}{key}.")
-        elif key in CHOICES and value not in CHOICES[key]:
-            raise UsageError(f"setting {prefix}{key}={value} is unknown: choose {' or '.join(CHOICES[key])}")
+            _check(value, f"{key}.")
+        elif name in CHOICES and value not in CHOICES[name]:
+            raise UsageError(f"setting {key}={value} is unknown: choose {' or '.join(CHOICES[name])}")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            if not math.isfinite(value) or value < 0 or (value == 0 and key not in MAY_BE_ZERO):
-                raise UsageError(f"setting {prefix}{key}={value} cannot work: it must be finite and above 0")
+            rule = "0 or more" if key in MAY_BE_ZERO else f"at least {AT_LEAST[key]}" if key in AT_LEAST else "above 0"
+            rule += f" and at most {AT_MOST[key]}" if key in AT_MOST else ""
+            low = 0 if key in MAY_BE_ZERO else AT_LEAST.get(key, math.ulp(0.0))
+            if not (math.isfinite(value) and low <= value <= AT_MOST.get(key, math.inf)):
+                raise UsageError(f"setting {key}={value} cannot work: it must be finite, {rule}")
+    if settings.get("batch_size", 1) % settings.get("minibatches", 1):
+        raise UsageError(
+            f"{prefix}batch_size={settings['batch_size']} does not split into {prefix}minibatches="
+            f"{settings['minibatches']}: choose a multiple"
+        )
 
 
 def _replace(config, key: str, path: list[str], value):

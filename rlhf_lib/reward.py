@@ -123,7 +123,7 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
     model = accelerator.unwrap_model(reward_model)
     parts = dict(model=model, optimizer=optimizer, schedule=schedule)
     state = TrainingState(folder / "reward_state.pt", settings)
-    done, rows = state.load(**parts) if resume else (0, [])
+    done, rows = state.load(**parts) if resume else state.set_aside()
     log = MetricLog(folder, "reward", rows, tensorboard)
 
     def validate() -> dict:

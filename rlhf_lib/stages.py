@@ -27,7 +27,7 @@ def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
     policy = models.load_policy(recipe.policy, tokenizer)
     examples = data.demonstrations(data.training_posts("sft", recipe.sft.examples, recipe.seed), recipe.seed)
     validation = data.demonstrations(data.held_out_posts("validation", recipe.sft.validation_examples), seed=0)
-    settings = models.stage_settings(recipe, "sft")
+    settings = models.stage_settings(recipe, paths, "sft")
     models.save_checkpoint(paths.checkpoints / "base", policy, tokenizer, settings)
     rows = sft.train_sft(recipe, policy, tokenizer, examples, validation, paths.checkpoints, accelerator, settings,
                          resume, tensorboard)  # fmt: skip
@@ -43,15 +43,14 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
     file = paths.checkpoints / "preferences.json"
     parts = ("prompts", "samples_per_prompt", "edited_prompts", "demonstration_prompts", "validation_prompts",
              "annotator_scale")  # fmt: skip
-    settings = models.stage_settings(recipe, "sft") | {key: getattr(recipe.reward, key) for key in parts}
-    settings = json.loads(json.dumps(settings))
+    settings = models.stage_settings(recipe, paths, "reward")
+    settings["reward"] = {key: getattr(recipe.reward, key) for key in parts}
     if file.exists():
         stored = json.loads(file.read_text())
         if stored["settings"] == settings:
             return stored["train"], stored["validation"]
-    folder, _ = models.find_checkpoint(recipe, paths, "sft")
     tokenizer = models.load_tokenizer(recipe.policy)
-    policy = models.load_policy(folder, tokenizer)
+    policy = models.load_policy(_announced(recipe, paths, "sft"), tokenizer)
     config = recipe.reward
     accelerator = make_accelerator(recipe.precision)
     policy.to(accelerator.device)
@@ -69,8 +68,9 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
         k = config.samples_per_prompt
         prompts = [post.prompt for post in posts for _ in range(k)]
         texts, _, _ = sample_texts(
-            policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, NOISE + seed), bar=bar
-        )
+            policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, NOISE + seed),
+            max_prompt_tokens=recipe.max_prompt_tokens, bar=bar,
+        )  # fmt: skip
         return compare(posts, [texts[i * k : (i + 1) * k] for i in range(len(posts))], f"{recipe.seed}-{seed}")
 
     train_posts = data.training_posts("reward", config.prompts, recipe.seed)
@@ -92,14 +92,13 @@ def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard
     """Preferences -> `checkpoints/reward`; returns (reward model, tokenizer, logged rows)."""
     accelerator = make_accelerator(recipe.precision)
     train, validation = preference_pairs(recipe, paths)
-    folder, _ = models.find_checkpoint(recipe, paths, "sft")
     tokenizer = models.load_tokenizer(recipe.policy)
     set_seed(recipe.seed)  # the head starts at random
-    reward_model = models.new_reward_model(folder)
+    reward_model = models.new_reward_model(models.find_checkpoint(recipe, paths, recipe.reward.init)[0])
     reward_model.config.pad_token_id = tokenizer.pad_token_id
     references = [{"prompt": p.prompt, "completion": reference_summary(p)}
                   for p in data.training_posts("sft", min(REFERENCES, recipe.sft.examples), recipe.seed)]  # fmt: skip
-    settings = models.stage_settings(recipe, "reward")
+    settings = models.stage_settings(recipe, paths, "reward")
     rows = reward.train_reward(recipe, reward_model, tokenizer, train, validation, references, paths.checkpoints,
                                accelerator, settings, resume, tensorboard)  # fmt: skip
     write_json(paths.evaluation / "reward.json", reward_report(recipe, reward_model, tokenizer, validation))
@@ -142,22 +141,21 @@ def reward_report(recipe: Recipe, reward_model, tokenizer, pairs: list[dict]) ->
 def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
     """SFT policy and reward model -> `checkpoints/ppo`; returns (policy, tokenizer, logged rows). The doctor goes first."""
     accelerator = make_accelerator(recipe.precision)
-    sft_folder, _ = models.find_checkpoint(recipe, paths, "sft")
-    reward_folder, _ = models.find_checkpoint(recipe, paths, "reward")
+    sft_folder, reward_folder = (_announced(recipe, paths, stage) for stage in ("sft", "reward"))
     tokenizer = models.load_tokenizer(recipe.policy)
     policy, ref_policy = models.load_policy(sft_folder, tokenizer), models.load_policy(sft_folder, tokenizer)
     reward_model = models.load_reward_model(reward_folder)
     value_model = models.value_model_from(reward_model)
     prompts = [post.prompt for post in data.training_posts("ppo", recipe.ppo.prompts, recipe.seed)]
     validation = data.held_out_posts("validation", recipe.ppo.eval_prompts)
-    settings = models.stage_settings(recipe, "ppo")
+    settings = models.stage_settings(recipe, paths, "ppo")
     if not (resume and (paths.checkpoints / "ppo_state.pt").exists()):
         run_doctor(recipe, policy, ref_policy, tokenizer).raise_if_sick()
 
     def on_validation(policy) -> dict:
-        texts, finished, _ = sample_texts(policy, tokenizer, [p.prompt for p in validation], recipe.max_new_tokens)
-        with accelerator.autocast():
-            scores = models.score_responses(reward_model, tokenizer, [p.prompt for p in validation], texts, finished)
+        prompts, cut = [p.prompt for p in validation], recipe.max_prompt_tokens
+        texts, finished, _ = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, max_prompt_tokens=cut)
+        scores = models.score_responses(reward_model, tokenizer, prompts, texts, finished, cut)
         gold = [gold_score(post, text) for post, text in zip(validation, texts, strict=True)]
         return {"eval/gold": float(np.mean(gold)), "eval/scores": scores.mean().item()}
 
@@ -171,13 +169,15 @@ def run_doctor(recipe: Recipe, policy, ref_policy, tokenizer) -> doctor.Report:
     """The doctor on this recipe's prompts and demonstrations."""
     posts = data.training_posts("ppo", min(512, recipe.ppo.prompts), recipe.seed)
     examples = data.demonstrations(data.training_posts("sft", min(64, recipe.sft.examples), recipe.seed), recipe.seed)
+    for model in (policy, ref_policy):
+        model.to(make_accelerator(recipe.precision).device)
     return doctor.examine(recipe, policy, ref_policy, tokenizer, [p.prompt for p in posts], examples)
 
 
 def finish(paths: Paths, stage: str, model, tokenizer, settings: dict, rows: list[dict]) -> None:
-    """Save the checkpoint, keep the metrics beside the evaluation files, drop the resume point."""
-    models.save_checkpoint(paths.checkpoints / stage, model, tokenizer, settings)
+    """Keep the metrics beside the evaluation files, save the checkpoint, drop the resume point."""
     write_csv(paths.evaluation / f"{stage}_metrics.csv", rows)
+    models.save_checkpoint(paths.checkpoints / stage, model, tokenizer, settings)
     (paths.checkpoints / f"{stage}_state.pt").unlink(missing_ok=True)
 
 
@@ -199,9 +199,11 @@ def evaluate(recipe: Recipe, paths: Paths, stages: tuple = ("base", "sft", "ppo"
             folder, source = found[stage]
             policy = models.load_policy(folder, tokenizer).to(accelerator.device)
             texts, finished, lengths = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, config.temperature,
-                                                    seed=(recipe.seed, NOISE), bar=bar)  # fmt: skip
-            with accelerator.autocast():
-                scores = models.score_responses(reward_model, tokenizer, prompts, texts, finished).numpy()
+                                                    seed=(recipe.seed, NOISE), bar=bar,
+                                                    max_prompt_tokens=recipe.max_prompt_tokens)  # fmt: skip
+            scores = models.score_responses(
+                reward_model, tokenizer, prompts, texts, finished, recipe.max_prompt_tokens
+            ).numpy()
             gold[stage] = np.array([gold_score(post, text) for post, text in zip(posts, texts, strict=True)])
             rouge_l[stage] = evaluation.rouge_l_each(texts, references)
             table[stage] = {
@@ -241,7 +243,8 @@ def sequence_kl(recipe: Recipe, paths: Paths, prompts: list[str]) -> dict:
     """KL(PPO || SFT) on held-out prompts, nats a sequence: sampled (k1) and exact."""
     tokenizer = models.load_tokenizer(recipe.policy)
     policy, ref = (models.load_policy(models.find_checkpoint(recipe, paths, s)[0], tokenizer) for s in ("ppo", "sft"))
-    batch = generate(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, NOISE))
+    batch = generate(policy, tokenizer, prompts, recipe.max_new_tokens, seed=(recipe.seed, NOISE),
+                     max_prompt_tokens=recipe.max_prompt_tokens)  # fmt: skip
     return ppo.exact_kl_check(batch, policy, ref)
 
 
@@ -250,7 +253,7 @@ def run(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = 
     seconds = {}
     for name, stage in (("sft", train_sft), ("reward", train_reward), ("ppo", train_ppo)):
         start = time.time()
-        if not (resume and _done(recipe, paths, name)):
+        if not (resume and finished(recipe, paths, name)):
             stage(recipe, paths, resume, tensorboard)
         seconds[name] = round(time.time() - start, 1)
     start = time.time()
@@ -261,7 +264,15 @@ def run(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = 
     return report
 
 
-def _done(recipe: Recipe, paths: Paths, stage: str) -> bool:
+def _announced(recipe: Recipe, paths: Paths, stage: str) -> str:
+    """The folder of a stage's model, after saying where it comes from."""
+    folder, source = models.find_checkpoint(recipe, paths, stage)
+    print(f"{stage}: {source}")
+    return folder
+
+
+def finished(recipe: Recipe, paths: Paths, stage: str) -> bool:
+    """Whether the run's own checkpoint of this stage is there, made with these settings from these inputs."""
     try:
         return Path(models.find_checkpoint(recipe, paths, stage)[0]).is_relative_to(paths.checkpoints)
     except UsageError:
@@ -270,8 +281,11 @@ def _done(recipe: Recipe, paths: Paths, stage: str) -> bool:
 
 def results(recipe: Recipe, paths: Paths, seeds: list[int] | None = None, resume: bool = False) -> dict:
     """The main path on seeds that nothing was tuned on: files under `seed_N`, and their summary in `results.json`."""
+    seeds = list(dict.fromkeys(seeds or RESULT_SEEDS))
+    if len(seeds) < 2:
+        raise UsageError(f"results over {len(seeds)} seed have no interval: give at least two, like --seeds 11 12 13")
     reports = {}
-    for seed in seeds or RESULT_SEEDS:
+    for seed in seeds:
         own = Paths(f"{recipe.name}/seed_{seed}", recipe.scale, paths.output_dir)
         report = run(dataclasses.replace(recipe, seed=seed), own, resume)
         reports[seed] = report | {"reward_model": json.loads((own.evaluation / "reward.json").read_text())}

@@ -67,10 +67,16 @@ def test_an_override_cannot_rename_a_recipe_or_its_scale(key, value):
     "key, value",
     [("seed", -1), ("ppo.kl_estimator", "k9"), ("precision", "fp8"), ("ppo.batch_size", 0), ("ppo.minibatches", 0),
      ("ppo.micro_batch_size", 0), ("ppo.temperature", 0.0), ("sft.batch_size", 0), ("reward.batch_prompts", -4),
-     ("max_prompt_tokens", 0), ("ppo.exact_kl_every", 0), ("ppo.lr", "1e999")],
+     ("ppo.batch_size", 1), ("ppo.gamma", 1.5), ("ppo.lam", 2), ("sft.warmup", 3), ("reward.samples_per_prompt", 11),
+     ("eval.split", "dev"), ("ppo.minibatches", 3), ("max_prompt_tokens", 0), ("ppo.exact_kl_every", 0), ("ppo.lr", "1e999")],
 )  # fmt: skip
 def test_a_value_that_cannot_work_is_refused_before_anything_runs(key, value):
     refused(key.split(".")[-1], "tiny", overrides={key: value})
+
+
+@pytest.mark.parametrize("key", ["reward.edited_prompts", "reward.demonstration_prompts", "eval.temperature"])
+def test_what_an_ablation_sets_to_zero_may_be_zero(key):
+    get_recipe("tiny", overrides={key: "0"})
 
 
 def test_an_override_changes_one_setting_and_leaves_the_named_recipe_alone():

@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import math
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_lib import models, stages
+from rlhf_lib import models, reporting, stages
 from rlhf_lib.recipes import get_recipe
 from rlhf_lib.runtime import Paths, TrainingState, UsageError
 
@@ -95,10 +98,8 @@ def test_rewards_have_mean_zero_on_references(finished):
 
 
 def copy_inputs(source: Paths, target: Paths, stage: str) -> None:
-    import shutil
-
     for name in list(STAGES)[: list(STAGES).index(stage)]:
-        shutil.copytree(source.checkpoints / name, target.checkpoints / name)
+        shutil.copytree(source.checkpoints / name, target.checkpoints / name, dirs_exist_ok=True)
     if stage == "reward":
         shutil.copy(source.checkpoints / "preferences.json", target.checkpoints / "preferences.json")
 
@@ -140,13 +141,16 @@ def test_kill_9_and_resume_end_with_the_weights_of_an_uninterrupted_run(tmp_path
     STAGES[stage](long, runs["whole"])
     command = [sys.executable, "-m", "rlhf_lib", stage, "--recipe", "tiny", "--scale", "smoke",
                "--output-dir", str(runs["killed"].output_dir), "--set", *(f"{k}={v}" for k, v in overrides.items())]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (runs["killed"].checkpoints / f"{stage}_state.pt").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not (runs["killed"].checkpoints / stage).exists()
+    metrics = runs["killed"].checkpoints / f"{stage}_metrics.jsonl"
+    moments = sorted(random.sample(range(1, 7), 3)) if stage == "ppo" else [3]
+    for moment in moments:
+        process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= moment):
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not (runs["killed"].checkpoints / stage).exists()
     STAGES[stage](long, runs["killed"], resume=True)
     assert_same_weights(runs["whole"].checkpoints / stage, runs["killed"].checkpoints / stage)
 
@@ -182,6 +186,80 @@ def test_a_checkpoint_of_other_settings_is_not_reused(finished):
     assert folder == str(paths.checkpoints / "ppo") and sentence == "your own ppo checkpoint"
     with pytest.raises(UsageError, match="other settings"):
         models.find_checkpoint(other, paths, "ppo")
+
+
+def test_a_checkpoint_whose_inputs_were_made_anew_is_not_reused(finished, tmp_path):
+    """PPO's result belongs to the SFT and reward models that it started from, not to their settings."""
+    reference, _ = finished
+    paths = Paths("tiny", "smoke", tmp_path)
+    copy_inputs(reference, paths, "ppo")
+    copy_inputs(reference, paths, "reward")
+    shutil.copytree(reference.checkpoints / "ppo", paths.checkpoints / "ppo")
+    assert stages.finished(RECIPE, paths, "ppo")
+    tokenizer = models.load_tokenizer("tiny:small")
+    policy = models.load_policy(paths.checkpoints / "sft", tokenizer)
+    policy.get_input_embeddings().weight.data[5] += 1
+    settings = json.loads((paths.checkpoints / "sft" / "settings.json").read_text())
+    models.save_checkpoint(paths.checkpoints / "sft", policy, tokenizer, settings)
+    assert stages.finished(RECIPE, paths, "sft")
+    assert not stages.finished(RECIPE, paths, "reward") and not stages.finished(RECIPE, paths, "ppo")
+
+
+def test_every_stage_says_which_models_it_starts_from(finished, tmp_path, capsys):
+    stages.train_ppo(RECIPE, Paths("tiny", "smoke", tmp_path))
+    said = capsys.readouterr().out
+    assert "sft: the shipped sft snapshot" in said and "reward: the shipped reward snapshot" in said
+
+
+def test_bf16_repeats_itself_and_starts_at_ratio_1(finished, tmp_path):
+    reference, _ = finished
+    recipe = get_recipe("tiny", "smoke", overrides={"precision": "bf16"})
+    metrics = []
+    for name in ("first", "second"):
+        paths = Paths("tiny", "smoke", tmp_path / name)
+        _, _, rows = stages.train_ppo(recipe, paths)
+        metrics.append(rows)
+        assert rows[0]["policy/first_approxkl"] < 1e-6 and abs(rows[0]["objective/kl"]) < 0.05
+    assert metrics[0] == metrics[1]
+
+
+def test_the_reward_report_on_pairs_whose_answer_is_known(monkeypatch):
+    """A judge that prefers what is longer, on three pairs: two where that is right, one where gold ties."""
+    pairs = [
+        {"prompt": "p", "chosen": "a b c", "rejected": "a", "gold_chosen": 0.9, "gold_rejected": 0.3},
+        {"prompt": "p", "chosen": "a b", "rejected": "a b c d", "gold_chosen": 0.2, "gold_rejected": 0.8},
+        {"prompt": "q", "chosen": "a", "rejected": "a b", "gold_chosen": 0.5, "gold_rejected": 0.5},
+    ]
+    scores = lambda model, tok, prompts, responses, **kw: torch.tensor([float(len(r.split())) for r in responses])  # noqa: E731
+    monkeypatch.setattr(models, "score_responses", scores)
+    report = stages.reward_report(RECIPE, None, None, pairs)
+    assert report["pairs"] == 3 and report["pairs_with_a_gold_difference"] == 2
+    assert report["gold_agreement"] == 1.0 and report["length_only_gold_agreement"] == 1.0
+    assert report["label_accuracy"] == pytest.approx(1 / 3) == report["length_only_label_accuracy"]
+    sure = 1 / (1 + math.exp(-0.6 / RECIPE.reward.annotator_scale))
+    assert report["label_noise_ceiling"] == pytest.approx((2 * sure + 0.5) / 3)
+    assert report["annotator_agreement"] == pytest.approx((2 * (sure**2 + (1 - sure) ** 2) + 0.5) / 3)
+
+
+def test_the_summary_over_seeds_is_the_mean_of_the_reports_with_students_interval(finished):
+    _, report = finished
+    reward_model = {key: 0.8 for key in ("gold_agreement", "label_accuracy", "label_noise_ceiling", "calibration_error",
+                                         "length_only_gold_agreement", "annotator_agreement")}  # fmt: skip
+    reports = []
+    for gold in (0.8, 0.9, 1.0):
+        one = json.loads(json.dumps(report | {"reward_model": reward_model}))
+        one["models"]["ppo"]["gold"]["mean"] = gold
+        reports.append(one)
+    rows = {row["quantity"]: row for row in stages.summarize_seeds(reports)}
+    row = rows["ppo gold"]
+    half = 4.302653 * 0.1 / math.sqrt(3)  # t(0.975, 2 degrees of freedom)
+    assert row["values"] == [0.8, 0.9, 1.0] and row["mean"] == pytest.approx(0.9)
+    assert (row["low"], row["high"]) == (pytest.approx(0.9 - half, abs=1e-4), pytest.approx(0.9 + half, abs=1e-4))
+    table = reporting.results_table({"seeds": [11, 12, 13], "table": list(rows.values())})
+    assert "| **gold score, PPO** | 0.800 | 0.900 | 1.000 | 0.900 [0.652, 1.148] |" in table
+    readme = f"before\n{reporting.README_MARKS[0]}\nstale row\n{reporting.README_MARKS[1]}\nafter"
+    renewed = reporting.readme_with_results(readme, {"seeds": [11, 12, 13], "table": list(rows.values())})
+    assert renewed.startswith("before\n") and renewed.endswith("\nafter") and "stale row" not in renewed and table in renewed
 
 
 def test_evaluation_never_trains_on_what_it_tests():
