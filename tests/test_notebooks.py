@@ -37,7 +37,7 @@ def test_rhythm(cells):
     lines = [len([line for line in c["source"].split("\n") if line.strip()]) for c in code]
     assert 35 <= len(cells) <= 60
     assert 1.2 <= len(prose) / len(code) <= 1.8
-    assert statistics.median(lines) <= 12 and max(lines) <= 35
+    assert statistics.median(lines) <= 10 and max(lines) <= 35
     assert statistics.median(len(c["source"].split()) for c in prose) >= 25
     kinds = "".join("c" if c["cell_type"] == "code" else "m" for c in cells)
     assert "ccc" not in kinds
