@@ -55,6 +55,7 @@ GLOSSARY = {
     "eval/gold": Metric("mean gold score on validation posts; PPO never sees it", (-inf, 1)),
     "eval/scores": Metric("mean reward-model score on validation posts", (-inf, inf)),
     "lr": Metric("learning rate after this update", (0, inf)),
+    "eps": Metric("episodes (responses) a second, sampled, scored and learnt from; no two runs share it", (0, inf)),
 }  # fmt: skip
 
 

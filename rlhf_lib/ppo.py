@@ -5,6 +5,7 @@ Huang et al. 2024 (arXiv 2403.17031). Left out: adaptive KL control, value-model
 Everywhere (B, T) is responses x response tokens, and `response_mask` (bool, or 0 and 1) True means counted.
 """
 
+import time
 from pathlib import Path
 
 import torch
@@ -216,6 +217,7 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
 
     bar = progress(range(done + 1, config.updates + 1), initial=done, total=config.updates, desc="PPO", unit="update")
     for update in bar:
+        start = time.perf_counter()
         order = _prompt_rows(update, config.batch_size, len(prompts), recipe.seed)
         batch_prompts = [prompts[i] for i in order]
         # 1. sample responses from the policy
@@ -238,12 +240,13 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
         for epoch in range(config.epochs):
             rows_in_order = shuffled(config.batch_size, (recipe.seed, update, epoch))
             size = config.batch_size // config.minibatches
-            for start in range(0, config.batch_size, size):
-                rows = rows_in_order[start : start + size]
+            for first in range(0, config.batch_size, size):
+                rows = rows_in_order[first : first + size]
                 stats.append(update_step(rows, rollout, batch, actor_critic, optimizer, config, accelerator))
                 schedule.step()
         # 5. log, check, save
         metrics = summarize(rollout, scores, batch, stats) | checks | {"lr": schedule.get_last_lr()[0]}
+        metrics["eps"] = config.batch_size / (time.perf_counter() - start)
         if evaluate and (update % config.eval_every == 0 or update in (1, config.updates)):
             metrics |= evaluate(policy)
         row = log.add(update, metrics)

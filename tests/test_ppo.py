@@ -668,7 +668,8 @@ def cast(tokenizer, tmp_path):
         run.parts = parts
         rows = train_ppo(recipe, *parts.values(), tokenizer, tokenizer, PROMPTS * 2, tmp_path, make_accelerator("no"),
                          recipe.resolved(), resume=resume, evaluate=evaluate)  # fmt: skip
-        return rows, parts
+        assert all(row["eps"] > 0 for row in rows)
+        return [{key: value for key, value in row.items() if key != "eps"} for row in rows], parts
 
     return run
 

@@ -1,6 +1,7 @@
 """The stages end to end at smoke scale: checkpoints that open anywhere, runs that repeat and resume bit by bit."""
 
 import contextlib
+import csv
 import dataclasses
 import json
 import math
@@ -104,6 +105,12 @@ def copy_inputs(source: Paths, target: Paths, stage: str) -> None:
         shutil.copy(source.checkpoints / "preferences.json", target.checkpoints / "preferences.json")
 
 
+def logged(paths: Paths, stage: str) -> list[dict]:
+    """The metrics of a run, less the one that measures time."""
+    with open(paths.evaluation / f"{stage}_metrics.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key != "eps"} for row in csv.DictReader(file)]
+
+
 @contextlib.contextmanager
 def death_at_the_first_resume_point():
     save = TrainingState.save
@@ -126,8 +133,7 @@ def test_a_run_killed_after_a_resume_point_ends_with_the_same_weights_and_metric
         STAGES[stage](RECIPE, paths)
     STAGES[stage](RECIPE, paths, resume=True)
     assert_same_weights(reference.checkpoints / stage, paths.checkpoints / stage)
-    ours, theirs = ((p.evaluation / f"{stage}_metrics.csv").read_text() for p in (reference, paths))
-    assert ours == theirs
+    assert logged(reference, stage) == logged(paths, stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -160,7 +166,7 @@ def test_the_same_seed_gives_identical_metrics_and_another_seed_does_not(finishe
     again = Paths("tiny", "smoke", tmp_path / "again")
     copy_inputs(reference, again, "ppo")
     stages.train_ppo(RECIPE, again)
-    assert (again.evaluation / "ppo_metrics.csv").read_text() == (reference.evaluation / "ppo_metrics.csv").read_text()
+    assert logged(again, "ppo") == logged(reference, "ppo")
     other = Paths("tiny", "smoke", tmp_path / "other")
     _, _, rows = stages.train_sft(dataclasses.replace(RECIPE, seed=2), other)
     assert rows[1]["loss"] != pytest.approx(
@@ -259,7 +265,12 @@ def test_the_summary_over_seeds_is_the_mean_of_the_reports_with_students_interva
     assert "| **gold score, PPO** | 0.800 | 0.900 | 1.000 | 0.900 [0.652, 1.148] |" in table
     readme = f"before\n{reporting.README_MARKS[0]}\nstale row\n{reporting.README_MARKS[1]}\nafter"
     renewed = reporting.readme_with_results(readme, {"seeds": [11, 12, 13], "table": list(rows.values())})
-    assert renewed.startswith("before\n") and renewed.endswith("\nafter") and "stale row" not in renewed and table in renewed
+    assert (
+        renewed.startswith("before\n")
+        and renewed.endswith("\nafter")
+        and "stale row" not in renewed
+        and table in renewed
+    )
 
 
 def test_evaluation_never_trains_on_what_it_tests():
