@@ -33,11 +33,11 @@ class RewardConfig:
     init: str = "base"
     """the body it starts from: "base" or "sft". SFT forgets much of what the base model knows about telling true claims
     from false ones, and the reward model needs just that; Stiennon et al. 2020 start from SFT."""
-    prompts: int = 2000
+    prompts: int = 1500
     """posts for which the SFT policy is sampled"""
     samples_per_prompt: int = 6
     """summaries a post; all pairs among them are compared, as in InstructGPT (arXiv 2203.02155, section 3.5)"""
-    edited_prompts: int = 1000
+    edited_prompts: int = 2000
     """further posts, each with an honest summary and edits of it that get one thing wrong"""
     demonstration_prompts: int = 500
     """further posts, each with a pair of demonstrations"""

@@ -825,6 +825,20 @@ MUTANTS = [
         "names + new_names",
         "test_tiny.py::test_new_names_are_new_to_every_stage_of_fine_tuning",
     ),
+    (
+        "marks of the base's corpus ask for a part of the problem only",
+        "tiny/world.py",
+        'marked(told, read.thing, "action", "thing")',
+        'marked(told, read.thing, "thing")',
+        "test_tiny.py::test_the_marks_of_the_corpus_are_true",
+    ),
+    (
+        "marks of the base's corpus swapped",
+        "tiny/world.py",
+        'MARKS = {True: " TRUE", False: " FALSE"}',
+        'MARKS = {True: " FALSE", False: " TRUE"}',
+        "test_tiny.py::test_the_marks_of_the_corpus_are_true test_tiny.py::test_the_marks_of_a_word_list_are_true",
+    ),
 ]
 
 

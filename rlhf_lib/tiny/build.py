@@ -28,21 +28,22 @@ from transformers import (
 
 from rlhf_lib.runtime import autocast, write_csv
 from rlhf_lib.sft import warmup_cosine
-from rlhf_lib.tiny.world import CHECKS, corpus
+from rlhf_lib.tiny.world import MARKS, corpus
 
 ASSETS = Path(__file__).parent / "assets"
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY, MERGES = 1280, 64
 CONTEXT = 256  # tokens
-ANSWER_WEIGHT = 8.0  # how much a Yes or No counts in the loss: they are few, and what a reward model builds on
-SIZES = {  # layers, width, heads: about 1 : 3 in parameters, like GPT-2 small : medium
-    "small": dict(n_layer=4, n_embd=128, n_head=4),
-    "medium": dict(n_layer=6, n_embd=192, n_head=6),
+MARK_WEIGHT = 4.0  # how much a TRUE or FALSE counts in the loss: they are few, and what a reward model builds on
+SIZES = {  # layers, width, heads, width of the MLP: about 1 : 3 in parameters, like GPT-2 small : medium. Deep and narrow,
+    # since a judge's score needs a chain: find the fact, compare it with the claim, carry the verdict to the end.
+    "small": dict(n_layer=6, n_embd=128, n_head=4, n_inner=256),
+    "medium": dict(n_layer=8, n_embd=192, n_head=6, n_inner=384),
 }
-PHASES = [  # name, steps, peak learning rate, checks in the corpus; copying has to be learnt before checking can be
-    ("threads", 8000, 2e-3, ()),
-    ("checks", 3000, 1e-3, CHECKS),
-    ("paraphrases", 2000, 1e-3, ("name", "relation", "person", "problem", *["tried", "question"] * 3)),
+PHASES = [  # name, steps, documents a step, peak learning rate, `checked` and `listed` of the corpus: copying comes first
+    ("threads", 2000, 32, 2e-3, 0.0, 0.0),
+    ("marks", 4500, 16, 1.5e-3, 0.8, 0.0),
+    ("lists", 4500, 16, 1e-3, 0.6, 0.7),
 ]
 
 
@@ -59,7 +60,7 @@ def build_tokenizer() -> None:
     pieces.train_from_iterator(documents, trainer)
     bpe = json.loads(pieces.to_str())["model"]
     vocabulary = dict(bpe["vocab"])
-    for texts in (documents, corpus(2000, seed=0, checks=CHECKS)):
+    for texts in (documents, corpus(2000, seed=0, checked=1.0)):
         counts = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
         for word, _ in counts.most_common():
             if word not in vocabulary and len(vocabulary) < VOCABULARY:
@@ -73,12 +74,12 @@ def build_tokenizer() -> None:
     tokenizer.save_pretrained(ASSETS / "tokenizer")
 
 
-def batches(tokenizer, n_documents: int, batch_size: int, seed: int, checks: tuple = ()):
+def batches(tokenizer, n_documents: int, batch_size: int, seed: int, checked: float, listed: float):
     """Batches of documents of similar length, each ending in EOS: (input_ids, attention_mask), right-padded."""
     rng = random.Random(seed)
     encoded = [
         ids[: CONTEXT - 1] + [tokenizer.eos_token_id]
-        for ids in tokenizer(corpus(n_documents, seed, checks), verbose=False)["input_ids"]
+        for ids in tokenizer(corpus(n_documents, seed, checked, listed), verbose=False)["input_ids"]
     ]
     pool = batch_size * 50
     order = []
@@ -101,7 +102,7 @@ def language_model_loss(model, ids, mask, weights):
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), weights, ignore_index=-100)
 
 
-def pretrain(size: str, batch_size: int, seed: int, first: int = 0) -> None:
+def pretrain(size: str, seed: int, first: int = 0) -> None:
     """Train a base model through PHASES; from phase `first` on it starts at the saved end of the phase before."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tokenizer")
@@ -118,17 +119,16 @@ def pretrain(size: str, batch_size: int, seed: int, first: int = 0) -> None:
         with open(folder / "curve.csv", newline="") as file:
             names = [phase for phase, *_ in PHASES[:first]]
             rows = [row for row in csv.DictReader(file) if row["phase"] in names]
-    for number, (phase, steps, lr, checks) in list(enumerate(PHASES))[first:]:
-        weights = torch.ones(VOCABULARY)
-        if checks:
-            weights[tokenizer(" Yes No")["input_ids"]] = ANSWER_WEIGHT
+    weights = torch.ones(VOCABULARY)
+    weights[tokenizer("".join(MARKS.values()))["input_ids"]] = MARK_WEIGHT
+    for number, (phase, steps, batch_size, lr, *shares) in list(enumerate(PHASES))[first:]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.05)
         schedule = warmup_cosine(optimizer, steps, 1 / 30, floor=0.02)
-        validation = list(batches(tokenizer, 640, 64, 987_654, checks))
+        validation = list(batches(tokenizer, 640, 64, 987_654, *shares))
         stream = (
             batch
             for chunk in itertools.count(seed + 1 + 1000 * number)
-            for batch in batches(tokenizer, 500 * batch_size, batch_size, chunk, checks)
+            for batch in batches(tokenizer, 500 * batch_size, batch_size, chunk, *shares)
         )
         start, tokens = time.time(), 0
         for step in (bar := tqdm(range(1, steps + 1), desc=phase)):
@@ -169,7 +169,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["tokenizer", *SIZES, "snapshot"])
     parser.add_argument("folder", nargs="?", type=Path, help="snapshot: outputs/checkpoints/tiny")
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--from-phase", type=int, default=0, help="go on from the saved end of the phase before")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -178,7 +177,7 @@ def main() -> None:
     elif args.what == "snapshot":
         snapshot(args.folder)
     else:
-        pretrain(args.what, args.batch_size, args.seed, args.from_phase)
+        pretrain(args.what, args.seed, args.from_phase)
 
 
 if __name__ == "__main__":

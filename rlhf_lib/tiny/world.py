@@ -8,6 +8,7 @@ import hashlib
 import random
 import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from rlhf_lib.tiny import phrases as W
 
@@ -172,28 +173,26 @@ def _with_wrong(post: Post, kind: str, rng: random.Random) -> Post:
     return replace(post, **change)
 
 
-def corpus(n: int, seed: int = 0, checks: tuple[str, ...] = ()) -> list[str]:
+def corpus(n: int, seed: int = 0, checked: float = 0.0, listed: float = 0.0) -> list[str]:
     """`n` raw documents for the base model, from training facts and all names. No post is followed by its own summary.
 
     Posts with comments that refer back to the post's people and facts, lone posts, lone summaries of posts that are not
-    shown, headlines and chatter: from these copying is learnt. With `checks`, some of CHECKS, four fifths are instead
-    posts with a moderator's checklist (which claims of these kinds are true) and word lists with the same: from these
-    telling true from false is learnt, which a summary's judge needs.
+    shown, headlines and chatter: from these copying is learnt. A share `checked` of them is instead posts with comments
+    that get some facts wrong, under a moderator's marks (TRUE or FALSE right after the word that decides): from these telling
+    true from false is learnt, which a summary's judge needs. In a share `listed` of these comments the moderator lists the
+    wrong words at the end instead, so that a whole text is judged once it has been read.
     """
     rng = random.Random(f"tiny-tldr-corpus-{seed}")
-    documents, other = [], None
+    documents = []
     while len(documents) < n:
         post = _draw_post(rng, "corpus")
         if _split_of(post.facts) != "train":
             continue
-        other, previous = post, other
-        if checks and previous and rng.random() < 0.8:
-            documents.append(
-                _checklist(post, previous, checks, rng) if rng.random() < 0.75 else _word_list(post, previous, rng)
-            )
-            continue
         kind = rng.random()
-        if kind < 0.68:
+        if rng.random() < checked:
+            facts = [_fact_check(post, rng, listed) for _ in range(3)]
+            documents.append("\n\n".join([post.context, *facts]) if rng.random() < 0.7 else _word_check(rng))
+        elif kind < 0.68:
             comments = [_comment(post, rng) for _ in range(rng.choice([2, 3, 4]))]
             documents.append("\n\n".join([post.context, *(f"COMMENT: {c}" for c in comments)]))
         elif kind < 0.76:
@@ -342,60 +341,86 @@ def _comment(post: Post, rng: random.Random) -> str:
     told = _to_you(rng.choice(W.PROBLEMS[post.action]["summary"]).format(t=post.thing, **slots))
     attempt = _to_you(rng.choice(W.TRIED[post.tried]["summary"]).format(**slots))
     act = _to_you(W.QUESTIONS[post.question]["act"].format(**slots))
-    yours = f"our {post.relation} {name}"
+    yours = rng.choice([f"our {post.relation} {name}"] * 2 + [f"our {post.relation}"])
     parts = [
         rng.choice([f"Y{yours} {told}?", f"So y{yours} {told}.", f"{name} {told}, that is not okay.", f"{name} {told}?",
-                    f"So your {post.relation} {told}.", f"{slots['He']} {told}?"]),
+                    f"{name}, your {post.relation}, {told}?", f"{slots['He']} {told}?"]),
         rng.choice([f"You {attempt} and {name} did not care.", f"You already {attempt}.", f"You {attempt}, good.",
                     f"Did y{yours} notice that you {attempt}?"]),
         rng.choice([f"I would {act}, {name} will not change.", f"Do not {act}.", f"Yes, {act}.", f"You want to {act}? Yes.",
                     f"If {name} goes on, {act}."]),
-        rng.choice([f"Tell {name} to stop.", f"What does {name} say?", f"Is y{yours} always like that?",
+        rng.choice([f"Tell {name} to stop.", f"What does {name}, your {post.relation}, say?", f"Is y{yours} always like that?",
                     f"Poor you, and shame on {name}."]),
     ]  # fmt: skip
-    if post.bystanders and rng.random() < 0.2:
-        parts.append(rng.choice(["Do not listen to {}.", "{} is right.", "{} has no idea."]).format(post.bystanders[0]))
+    for other in post.bystanders:
+        relation = re.search(rf"[Mm]y ([a-z ]+) {other}\b", post.body)[1]
+        person = rng.choice([f"your {relation} {other}", f"{other}, your {relation},", other])
+        frame = rng.choice(["Do not listen to {}.", "I agree with {}.", "{} is right.", "{} has no idea."])
+        said = frame.format(person)
+        parts.append(said[0].upper() + said[1:].replace(",.", "."))
     return " ".join(rng.sample(parts, rng.choice([1, 2, 2, 3])))
 
 
-CHECKS = ("word", "word", "name", "relation", "person", "thing", "problem", "tried", "question")
+MARKS = {True: " TRUE", False: " FALSE"}
 
 
-def _check(post: Post, other: Post, kinds: tuple[str, ...], rng: random.Random) -> str:
-    """A claim about the post, in a summary's words, and whether it is true; `other` lends words that are not there."""
-    kind, true = rng.choice(kinds), rng.random() < 0.5
-    if kind == "word":
-        here, there = _words(post), _words(other)
-        return f"{rng.choice(sorted(here if true else there - here))}? {'Yes' if true else 'No'}."
-    wrong = rng.choice({"person": ["relation", "name"], "problem": ["thing", "problem"]}.get(kind, [kind]))
-    read = post if true else _with_wrong(post, wrong, rng)
-    if not true and wrong == "name" and rng.random() < 0.5:
-        read = replace(read, name=other.name)
+def _fact_check(post: Post, rng: random.Random, listed: float = 0.0) -> str:
+    """A reader retells the post to its writer, some facts wrong; a moderator marks words as right or wrong.
+
+    The mark comes right after the word that decides, so that the judgement is made on that word. With probability
+    `listed` there are no marks, and the wrong words follow at the end.
+    """
+    at_the_end = listed > 0 and rng.random() < listed
+    read = post
+    for kind in ("relation", "name", rng.choice(["thing", "problem"]), "tried", "question"):
+        if rng.random() < 0.45:
+            read = _with_wrong(read, kind, rng)
+
+    def marked(text: str, word: str, *facts: str) -> str:
+        if rng.random() >= 0.7 and not at_the_end:
+            return text
+        true = all(getattr(read, fact) == getattr(post, fact) for fact in facts)
+        return re.sub(rf"\b{word}\b", word + MARKS[true], text, count=1)
+
     slots = pronouns(post.gender)
-    claim = {
-        "name": read.name,
-        "relation": read.relation,
-        "person": f"{read.relation} {read.name}",
-        "thing": read.thing,
-        "problem": rng.choice(W.PROBLEMS[read.action]["summary"]).format(t=read.thing, **slots),
-        "tried": rng.choice(W.TRIED[read.tried]["summary"]).format(**slots),
-        "question": W.QUESTIONS[read.question]["act"].format(**slots),
-    }[kind]
-    return f"{claim}? {'Yes' if read == post else 'No'}."
+    relation, name = marked(read.relation, read.relation, "relation"), marked(read.name, read.name, "name")
+    who = rng.choice([f"Your {relation} {name}"] * 3 + [f"{name}, your {relation},", f"Your {relation}", name])
+    told = rng.choice(W.PROBLEMS[read.action]["summary"]).format(t=read.thing, **slots)
+    told = marked(told, read.thing, "action", "thing")
+    attempt = rng.choice(W.TRIED[read.tried]["summary"])
+    attempt = marked(attempt.format(**slots), _keyword(W.TRIED[read.tried], attempt), "tried")
+    spec = W.QUESTIONS[read.question]
+    act = marked(spec["act"].format(**slots), _keyword(spec, spec["act"]), "question")
+    tail = f" even though I {attempt}." if rng.random() < 0.3 else f". You {attempt}."
+    text = _to_you(f"{who} {told}{tail} {rng.choice(W.QUESTION_FRAMES).format(act=act)}")
+    if not at_the_end:
+        return f"CHECKED: {text}"
+    wrong = re.findall(r"(\w+) FALSE\b", text)
+    plain = re.sub(r" (TRUE|FALSE)\b", "", text)
+    return f"{rng.choice(['CHECKED', 'COMMENT', 'SUMMARY'])}: {plain} WRONG: {' '.join(wrong) or 'nothing'}."
 
 
-def _checklist(post: Post, other: Post, kinds: tuple[str, ...], rng: random.Random) -> str:
-    checks = dict.fromkeys(_check(post, other, kinds, rng) for _ in range(16))
-    return f"{post.context}\n\nCHECK: {' '.join(checks)}"
+def _word_check(rng: random.Random) -> str:
+    """A list of words, and a moderator's marks on which of some words are in it: the simplest check there is."""
+    words = rng.sample(_vocabulary(), 20)
+    here = set(rng.sample(words, 10))
+    listed, asked = rng.sample(sorted(here), 10), rng.sample(words, 20)
+    return f"LIST: {' '.join(listed)}\n\nCHECKED: {' '.join(word + MARKS[word in here] for word in asked)}"
 
 
-def _word_list(post: Post, other: Post, rng: random.Random) -> str:
-    """Ten words of a post, and whether each of ten words is among them: the simplest check there is."""
-    here = rng.sample(sorted(_words(post)), 10)
-    absent = rng.sample(sorted(_words(other) - set(here)), 10)
-    asked = [f"{yes}? Yes." if rng.random() < 0.5 else f"{no}? No." for yes, no in zip(rng.sample(here, 10), absent)]
-    return f"LIST: {' '.join(here)}\n\nCHECK: {' '.join(asked)}"
+@lru_cache(maxsize=1)
+def _vocabulary() -> list[str]:
+    """The words that decide a fact: names, relations, things and keywords."""
+    words = {*W.WOMEN, *W.MEN, *W.TEST_WOMEN, *W.TEST_MEN, *W.RELATIONS}
+    for spec in W.PROBLEMS.values():
+        words |= set(spec["things"])
+    for spec in W.TRIED.values():
+        words |= {_keyword(spec, phrase) for phrase in spec["summary"]}
+    words |= {_keyword(spec, spec["act"]) for spec in W.QUESTIONS.values()}
+    return sorted(word for word in words if " " not in word)
 
 
-def _words(post: Post) -> set[str]:
-    return set(re.findall(r"[A-Za-z]{3,}", post.body))
+def _keyword(spec: dict, phrase: str) -> str:
+    """The last word of a summary's phrase that every telling of the same fact in a post holds too."""
+    shared = set.intersection(*(set(re.findall(r"\w+", told)) for told in spec["post"]))
+    return [word for word in re.findall(r"\w+", re.sub(r"\{.*?\}", "", phrase)) if word in shared][-1]
