@@ -224,7 +224,7 @@ def test_bf16_repeats_itself_and_starts_at_ratio_1(finished, tmp_path):
     for name in ("first", "second"):
         paths = Paths("tiny", "smoke", tmp_path / name)
         _, _, rows = stages.train_ppo(recipe, paths)
-        metrics.append(rows)
+        metrics.append(logged(paths, "ppo"))
         assert rows[0]["policy/first_approxkl"] < 1e-6 and abs(rows[0]["objective/kl"]) < 0.05
     assert metrics[0] == metrics[1]
 
