@@ -24,7 +24,10 @@ GLOSSARY = {
         "KL(policy ‖ ref) by k1, summed over each response, nats a sequence", (-1, 30), (-10, 200),
         "tokens sampled from another distribution than the scored one, pads counted as actions, or kl_coef too low",
     ),
-    "objective/kl_k3": Metric("KL(policy ‖ ref) by k3, nats a sequence: never negative, less noisy; for reading only (Schulman 2020)", (0, 30)),
+    "objective/kl_k3": Metric(
+        "KL(policy ‖ ref) by k3, nats a sequence: never negative and mostly less noisy, but one token that the policy made "
+        "rare can dominate it; for reading only (Schulman 2020)", (0, 30),
+    ),
     "objective/rewards": Metric("sum of token rewards a response: score - kl_coef * KL", (-inf, inf)),
     "objective/entropy": Metric("mean entropy of the policy at response tokens, nats a token", (0.02, inf)),
     "policy/loss": Metric("clipped surrogate loss", (-1, 1)),
