@@ -180,7 +180,8 @@ def corpus(n: int, seed: int = 0, checked: float = 0.0, listed: float = 0.0) -> 
     shown, headlines and chatter: from these copying is learnt. A share `checked` of them is instead posts with comments
     that get some facts wrong, under a moderator's marks (TRUE or FALSE right after the word that decides): from these telling
     true from false is learnt, which a summary's judge needs. In a share `listed` of these comments the moderator lists the
-    wrong words at the end instead, so that a whole text is judged once it has been read.
+    wrong words at the end instead, so that a whole text is judged once it has been read. Some of the share are word
+    lists with the same marks: is this word among them?
     """
     rng = random.Random(f"tiny-tldr-corpus-{seed}")
     documents = []
