@@ -1,4 +1,5 @@
 # `make course` runs the main path and prints the comparison; `make test` runs every check. Both install what they need.
+# `make course SAVE=--save` also stores the outputs in the notebooks, for committing them.
 PYTHON ?= python3
 BIN := .venv/bin
 export CUBLAS_WORKSPACE_CONFIG := :4096:8
@@ -20,7 +21,7 @@ COURSE := 01_supervised_finetuning/01_data_and_baseline.ipynb \
 	touch $@
 
 course: .venv/installed
-	$(BIN)/python tests/course.py $(COURSE)
+	$(BIN)/python tests/course.py $(SAVE) $(COURSE)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest tests -q --durations=15

@@ -8,10 +8,16 @@ from rlhf_lib.recipes import RECIPES, get_recipe
 from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError
 
 STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor")
+FLAGS = {  # the stages that read a flag
+    "seeds": ("results",),
+    "resume": ("sft", "reward", "ppo", "run", "results"),
+    "tensorboard": ("sft", "reward", "ppo", "run"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m rlhf_lib", description=__doc__)
+    p.error = _refuse
     p.add_argument("stage", metavar="STAGE", help=", ".join(STAGES) + "; `run` is the whole main path")
     p.add_argument("--recipe", required=True, help=", ".join(RECIPES))
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="such as ppo.kl_coef=0.1")
@@ -26,6 +32,10 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def _refuse(message: str):
+    raise UsageError(f"{message}; see python -m rlhf_lib --help")
+
+
 def overrides(pairs: list[str]) -> dict:
     for pair in pairs:
         if "=" not in pair:
@@ -34,19 +44,19 @@ def overrides(pairs: list[str]) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    debug = "--debug" in (sys.argv if argv is None else argv)
     try:
-        return _run(args)
+        return _run(parser().parse_args(argv))
     except UsageError as error:
-        if args.debug:
+        if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; --resume goes on from the last saved step", file=sys.stderr)
+        print("error: interrupted; a training stage goes on from its last resume point with --resume", file=sys.stderr)
         return 1
     except Exception as error:
-        if args.debug:
+        if debug:
             raise
         kind = "" if isinstance(error, TrainingFailure) else f"{type(error).__name__}: "
         print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
@@ -56,20 +66,23 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args) -> int:
     if args.stage not in STAGES:
         raise UsageError(f"unknown stage {args.stage!r}: choose one of {', '.join(STAGES)}")
+    for flag, readers in FLAGS.items():
+        if getattr(args, flag) and args.stage not in readers:
+            raise UsageError(
+                f"--{flag} does nothing for {args.stage}: leave it out, it belongs to {', '.join(readers)}"
+            )
     recipe = get_recipe(args.recipe, args.scale, args.seed, overrides(args.set))
     if args.dry_run:
         print(json.dumps(recipe.resolved(), indent=1))
         return 0
-    from rlhf_lib import models, reporting, stages  # heavy imports, after the arguments are known to be good
+    from rlhf_lib import models, reporting, stages  # slow to import: after the arguments are known to be good
 
     paths = Paths(recipe.name, recipe.scale, args.output_dir)
     if args.stage in ("sft", "reward", "ppo"):
+        if args.resume and stages.finished(recipe, paths, args.stage):
+            print(f"{args.stage}: already finished with these settings, checkpoint in {paths.checkpoints / args.stage}")
+            return 0
         if args.resume and not (paths.checkpoints / f"{args.stage}_state.pt").exists():
-            if stages.finished(recipe, paths, args.stage):
-                print(
-                    f"{args.stage}: already finished with these settings, checkpoint in {paths.checkpoints / args.stage}"
-                )
-                return 0
             print(f"{args.stage}: nothing to resume, starting from the beginning")
         train = {"sft": stages.train_sft, "reward": stages.train_reward, "ppo": stages.train_ppo}[args.stage]
         _, _, rows = train(recipe, paths, args.resume, args.tensorboard)
@@ -79,8 +92,8 @@ def _run(args) -> int:
     elif args.stage == "doctor":
         folder, source = models.find_checkpoint(recipe, paths, "sft")
         tokenizer = models.load_tokenizer(recipe.policy)
-        policy = models.load_policy(folder, tokenizer)
-        report = stages.run_doctor(recipe, policy, policy, tokenizer)
+        policy, ref_policy = models.load_policy(folder, tokenizer), models.load_policy(folder, tokenizer)
+        report = stages.run_doctor(recipe, policy, ref_policy, tokenizer)
         print(f"examined: {source}\n{report}")
         return 0 if report.healthy else 1
     elif args.stage == "results":

@@ -150,17 +150,24 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
 # ------------------------------------------------------------------------------------------------------ intervals
 
 
-def mean_interval(values, n_boot: int = 1000, seed: int = 0) -> Interval:
+def mean_interval(values, n_boot: int = 1000, seed: int = 0, groups=None) -> Interval:
     """Mean of `values` (N,), one per prompt, with the percentile bootstrap over prompts (Efron 1979).
 
-    `mean_interval(a - b)` is the paired comparison of two systems on the same prompts. Where all values are equal the
-    interval has no width: the sample then says nothing about how far other prompts could differ.
+    `mean_interval(a - b)` is the paired comparison of two systems on the same prompts. Where several values share a
+    prompt, such as all the pairs made of its samples, `groups` (N,) names the prompt of each, and whole groups are drawn:
+    they are not independent, and an interval that treats them so is too narrow (the cluster bootstrap, Davison and
+    Hinkley 1997, section 3.8). Where all values are equal the interval has no width: the sample then says nothing about
+    how far other prompts could differ.
     """
     values = _vector(values, "values")
     _at_least(n_boot, 1, "n_boot")
-    rng, n = np.random.default_rng(seed), len(values)
-    means = [values[rng.integers(n, size=n)].mean() for _ in range(n_boot)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    groups = np.arange(len(values)) if groups is None else np.asarray(groups)
+    _same_length(values=values, groups=groups)
+    _, index = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(index, values), np.bincount(index)
+    rng, n = np.random.default_rng(seed), len(sums)
+    draws = (rng.integers(n, size=n) for _ in range(n_boot))
+    low, high = np.quantile([sums[d].sum() / counts[d].sum() for d in draws], [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))
 
 

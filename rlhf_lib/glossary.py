@@ -18,6 +18,12 @@ class Metric:
 
 
 GLOSSARY = {
+    "loss": Metric("training loss of the step, nats: a token in SFT, a pair in reward modelling", (0, inf)),
+    "validation_loss": Metric("the same loss on held-out data", (0, inf)),
+    "accuracy": Metric("share of the step's pairs whose chosen response scores higher", (0.5, 1)),
+    "validation_accuracy": Metric("the same on held-out pairs; the annotator's noise sets its ceiling", (0.5, 1)),
+    "gold_agreement": Metric("share of held-out pairs ordered as the gold judge orders them; ties left out", (0.5, 1)),
+    "grad_norm": Metric("global gradient norm of the step before clipping", (0, inf)),
     "objective/scores": Metric("mean reward-model score of the batch, less missing-EOS penalties", (-inf, inf)),
     "objective/scores_std": Metric("standard deviation of the scores over the batch", (0.05, inf)),
     "objective/kl": Metric(
@@ -37,7 +43,7 @@ GLOSSARY = {
     ),
     "policy/first_approxkl": Metric("approxkl at the update's first step, where both policies are the same", (0, 1e-3)),
     "policy/clipfrac": Metric("share of response tokens whose update the clip limits", (0, 0.35)),
-    "policy/grad_norm": Metric("global gradient norm before clipping, last of the update averaged over steps", (0, inf)),
+    "policy/grad_norm": Metric("global gradient norm before clipping, averaged over the update's steps", (0, inf)),
     "val/ratio": Metric("mean probability ratio new : old, averaged over the update's steps", (0.9, 1.1)),
     "val/first_ratio": Metric(
         "mean ratio at the update's first step: 1 by construction", (0.99, 1.01), (0.5, 2),

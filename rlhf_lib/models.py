@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -23,7 +24,7 @@ transformers_logging.disable_progress_bar()
 
 ASSETS = Path(__file__).parent / "tiny" / "assets"
 STAGES = ("sft", "reward", "ppo")
-SHIPPED = {"base": "base-small", "sft": "sft", "reward": "reward"}
+SHIPPED = ("sft", "reward")
 
 
 def locate(name: str) -> str:
@@ -40,7 +41,7 @@ def _open(auto_class, name: str, **settings):
     """`from_pretrained`, whose failures become one sentence."""
     try:
         return auto_class.from_pretrained(name, **settings)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(
             f"cannot load {name!r} ({reason}): expected a Hugging Face folder or hub name, so check its spelling, its "
@@ -69,20 +70,30 @@ def load_policy(name: str, tokenizer=None):
     """
     model = _open(AutoModelForCausalLM, locate(str(name)), dtype=torch.float32, attn_implementation=_attention())
     if tokenizer is not None:
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer))
-        model.config.pad_token_id = tokenizer.pad_token_id
+        _make_room(model, tokenizer)
     return model.eval()
 
 
-def new_reward_model(name: str):
-    """A reward model on a language model's body: scalar head, std 1/sqrt(d+1), zero bias (Huang et al. 2024, detail 14)."""
+def _make_room(model, tokenizer) -> None:
+    """Embeddings for every token, a PAD added by `load_tokenizer` among them."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def new_reward_model(name: str, tokenizer=None):
+    """A reward model on a language model's body, with room for the tokenizer's PAD.
+
+    Scalar head, std 1/sqrt(d+1), zero bias (Huang et al. 2024, detail 14).
+    """
     model = _open(
         AutoModelForSequenceClassification, locate(str(name)), num_labels=1, dtype=torch.float32,
         attn_implementation=_attention(),
     )  # fmt: skip
     width = model.score.in_features
     nn.init.normal_(model.score.weight, std=1 / (width + 1) ** 0.5)
+    if tokenizer is not None:
+        _make_room(model, tokenizer)
     model.config.reward_mean = 0.0
     return model.eval()
 
@@ -163,11 +174,13 @@ INPUTS = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward")}  # the checkp
 
 
 def stage_settings(recipe: Recipe, paths: Paths, stage: str) -> dict:
-    """What a stage's result depends on: its settings and those before it, scale, seed, and the weights it starts from."""
+    """What a stage's result depends on: its settings and those before it, scale, seed, the embedded world that wrote its
+    data, and the weights it starts from."""
     resolved = recipe.resolved()
     common = ["name", "policy", "max_prompt_tokens", "max_new_tokens", "scale", "seed"]
     settings = {key: resolved[key] for key in [*common, *STAGES[: STAGES.index(stage) + 1]]}
     settings["precision"] = mixed_precision() if recipe.precision == "auto" else recipe.precision
+    settings["world"] = _digest([ASSETS.parent / f"{name}.py" for name in ("phrases", "world", "judge", "annotator")])
     settings["base"] = fingerprint(recipe.policy)
     for earlier in INPUTS[stage]:
         settings[f"{earlier} weights"] = fingerprint(find_checkpoint(recipe, paths, earlier)[0])
@@ -175,19 +188,29 @@ def stage_settings(recipe: Recipe, paths: Paths, stage: str) -> dict:
 
 
 def fingerprint(name: str) -> str:
-    """A hash of a model's weights and tokenizer where they lie on this machine, else the name itself."""
+    """A hash of a model's weights, config and tokenizer where they lie on this machine, else the name itself."""
     folder = Path(locate(name))
     tokenizer = ASSETS / "tokenizer" if name.startswith("tiny:") else folder
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return _digest([*weights, folder / "config.json", tokenizer / "tokenizer.json"]) if weights else name
+
+
+def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
-    files = [*sorted(folder.glob("*.safetensors")), *sorted(tokenizer.glob("tokenizer.json"))]
     for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16] if files else name
+        digest.update(file.read_bytes() if file.exists() else b"")
+    return digest.hexdigest()[:16]
 
 
 def save_checkpoint(folder: Path, model, tokenizer, settings: dict) -> None:
-    """Replace `folder` in one step by model, tokenizer and the settings that made them."""
-    with atomic_folder(folder) as fresh:
+    """Replace `folder` in one step by model, tokenizer and the settings that made them.
+
+    A checkpoint made with other settings is kept beside it, as `FOLDER.previous`.
+    """
+    stored = recover_folder(folder) / "settings.json"
+    previous = folder.with_name(f"{folder.name}.previous")
+    other = stored.exists() and _read_settings(stored) != settings
+    with atomic_folder(folder, keep_as=previous if other else None) as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         (fresh / "settings.json").write_text(json.dumps(settings, indent=1))
@@ -205,13 +228,14 @@ def find_checkpoint(recipe: Recipe, paths: Paths, stage: str) -> tuple[str, str]
     stored = folder / "settings.json"
     if stored.exists() and _read_settings(stored) == stage_settings(recipe, paths, stage):
         return str(folder), f"your own {stage} checkpoint"
-    shipped = ASSETS / SHIPPED.get(stage, "none")
-    if recipe.policy == "tiny:small" and shipped.exists():
+    shipped = ASSETS / stage
+    if recipe.policy == "tiny:small" and stage in SHIPPED:
         why = "whose settings match" if stored.exists() else "yet"
         return str(shipped), f"the shipped {stage} snapshot (no {stage} checkpoint of your own {why})"
     why = "was made with other settings" if stored.exists() else "is missing"
     raise UsageError(
-        f"the {stage} checkpoint {why} in {paths.checkpoints}: run `python -m rlhf_lib {stage} --recipe {recipe.name}` first"
+        f"the {stage} checkpoint {why} in {paths.checkpoints}: first run `python -m rlhf_lib {stage} --recipe {recipe.name} "
+        f"--scale {recipe.scale} --seed {recipe.seed} --output-dir {paths.output_dir}` with the same --set as here"
     )
 
 

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import sys
+import time
 
 import torch
 import transformers
@@ -25,6 +27,17 @@ def start(recipe_name: str) -> tuple[Recipe, Paths]:
 def say(text: str) -> None:
     """Show Markdown, for sentences whose numbers a cell computes."""
     display(Markdown(text))
+
+
+def spent(started: float) -> str:
+    """Seconds since `started` (of time.time()), and this process's peak memory where the system tells it."""
+    seconds = f"{time.time() - started:.0f} s"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return seconds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return f"{seconds}, peak memory {peak:.1f} GiB"
 
 
 def token_table(tokenizer, ids, **columns) -> str:

@@ -144,7 +144,7 @@ class ActorCritic(nn.Module):
 
 
 def collect(rollout: Rollout, scores, actor_critic, ref_policy, config, accelerator) -> dict[str, torch.Tensor]:
-    """Everything about a rollout that one PPO update needs, fixed before the first step: tensors (B, T) and (B,)."""
+    """Everything about a rollout that one PPO update needs, fixed before the first step: tensors (B, T)."""
     parts = {key: [] for key in ("logprobs", "ref_logprobs", "values", "entropy")}
     last = rollout.response_mask.shape[1]
     with torch.no_grad():

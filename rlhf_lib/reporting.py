@@ -128,7 +128,11 @@ def plot_comparison(report: dict, folder: Path):
                 mean, error = value["mean"], [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
             axis.bar(i, mean, yerr=error, color=COLOURS[stage], capsize=4, width=0.65)
             axis.annotate(
-                f"{mean:.2f}", (i, mean), xytext=(0, 6 if mean >= 0 else -14), textcoords="offset points", ha="center"
+                f"{mean:.{1 if key == 'length' else 2}f}",
+                (i, mean),
+                xytext=(0, 6 if mean >= 0 else -14),
+                textcoords="offset points",
+                ha="center",
             )
             rows.append({"model": stage, "metric": key, "mean": mean})
         axis.axhline(0, color=COLOURS["ink"], lw=0.8)

@@ -93,7 +93,8 @@ def evaluate_pairs(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens
     if "gold_chosen" in pairs[0]:
         gold = torch.tensor([p["gold_chosen"] - p["gold_rejected"] for p in pairs])
         differ = gold != 0
-        metrics["gold_agreement"] = _accuracy(margin[differ] * gold[differ].sign())
+        if differ.any():
+            metrics["gold_agreement"] = _accuracy(margin[differ] * gold[differ].sign())
     return metrics
 
 
@@ -110,8 +111,9 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
     scores have mean 0 there.
     """
     config = recipe.reward
-    if not pairs:
-        raise UsageError("there are no preference pairs to train on: check the data set, its split and its limit")
+    if not pairs or not validation:
+        missing = "to train on" if not pairs else "to validate on"
+        raise UsageError(f"there are no preference pairs {missing}: check the data set, its split and its limit")
     set_seed(recipe.seed)
     groups = group_by_prompt(pairs)
     reward_model.to(accelerator.device).train()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers.cache_utils import DynamicLayer
 
 from rlhf_lib.data import check_context, context_length, encode_prompts, pad, position_ids
-from rlhf_lib.runtime import UsageError
+from rlhf_lib.runtime import TrainingFailure, UsageError
 
 
 @dataclass
@@ -77,7 +77,8 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
     `seed` is an int or a tuple of ints; the noise of a response depends on `seed` and its index alone (its place in
     `prompts`, or `indices`), not on how the batch is split. Temperature 0 takes the most probable token.
     Equal prompts that stand next to each other are read once.
-    Raises UsageError if there is no prompt, or prompt and response exceed the model's context.
+    Raises UsageError if there is no prompt, or prompt and response exceed the model's context, and TrainingFailure if
+    the policy's logits are not finite.
     """
     if isinstance(prompts, str):
         raise UsageError("prompts is one string: pass a list of strings, one for each response")
@@ -85,6 +86,8 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
         raise UsageError("the tokenizer has no PAD token of its own: load it with rlhf_lib.models.load_tokenizer")
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
+    if temperature < 0:
+        raise UsageError(f"temperature is {temperature}: it must be 0 (the most probable token) or more")
     device = next(policy.parameters()).device
     context = context_length(policy)
     encoded = encode_prompts(tokenizer, prompts, max_prompt_tokens or 10**9)
@@ -160,6 +163,10 @@ def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> 
     if temperature == 0:
         return logits.argmax(-1)
     cdf = (logits / temperature).softmax(-1).double().cumsum(-1)
+    if cdf[:, -1].isnan().any():
+        raise TrainingFailure(
+            "the policy's logits are not finite: its weights are broken, so load an earlier checkpoint"
+        )
     return torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None]).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 

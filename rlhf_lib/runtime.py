@@ -53,7 +53,9 @@ def make_accelerator(precision: str = "auto") -> Accelerator:
         )
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # one notebook or test may use both
-    return Accelerator(mixed_precision=precision)
+    return Accelerator(
+        mixed_precision=precision, cpu=not torch.cuda.is_available()
+    )  # MPS has no float64: sampling needs it
 
 
 def autocast(device, precision: str = "auto"):
@@ -72,7 +74,8 @@ class Paths:
     """
 
     def __init__(self, recipe: str, scale: str = "full", output_dir: str | Path | None = None):
-        self.output_dir = Path(output_dir or os.environ.get("RLHF_OUTPUT_DIR") or ROOT / "outputs")
+        home = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # a checkout, or an installed package
+        self.output_dir = Path(output_dir or os.environ.get("RLHF_OUTPUT_DIR") or home / "outputs")
         self.root = self.output_dir / "smoke" if scale == "smoke" else self.output_dir
         self.recipe = recipe
 
@@ -98,8 +101,11 @@ class Paths:
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: Path):
-    """Write into the yielded temporary folder; on success it takes the place of `folder`, on failure nothing changes."""
+def atomic_folder(folder: Path, keep_as: Path | None = None):
+    """Write into the yielded temporary folder; on success it takes the place of `folder`, on failure nothing changes.
+
+    What stood there before is deleted, or kept as `keep_as`.
+    """
     folder = recover_folder(Path(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
@@ -114,6 +120,9 @@ def atomic_folder(folder: Path):
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
+    if keep_as and old.exists():
+        shutil.rmtree(keep_as, ignore_errors=True)
+        old.rename(keep_as)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -176,7 +185,7 @@ class TrainingState:
         """
         if not self.path.exists():
             return 0, []
-        payload = torch.load(self.path, weights_only=False)
+        payload = torch.load(self.path, map_location="cpu", weights_only=False)
         if payload["fingerprint"] != self.fingerprint:
             raise UsageError(
                 f"cannot resume from {self.path}: it was written with other settings than this run's; "

@@ -88,9 +88,10 @@ def main() -> int:
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
-    os.environ["RLHF_QUIET"] = "1"
+    bar = progress(args.notebooks, desc="Course", unit="notebook")
+    os.environ["RLHF_QUIET"] = "1"  # for the kernels: no bars in stored outputs
     total = 0.0
-    for path in (bar := progress(args.notebooks, desc="Course", unit="notebook")):
+    for path in bar:
         bar.set_postfix_str(path.name)
         seconds = execute(path, args.save)
         total += seconds

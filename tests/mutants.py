@@ -839,6 +839,34 @@ MUTANTS = [
         'MARKS = {True: " FALSE", False: " TRUE"}',
         "test_tiny.py::test_the_marks_of_the_corpus_are_true test_tiny.py::test_the_marks_of_a_word_list_are_true",
     ),
+    (
+        "an interval over pairs, as if those of one post were independent",
+        "evaluation.py",
+        "groups = np.arange(len(values)) if groups is None else np.asarray(groups)",
+        "groups = np.arange(len(values))",
+        "test_evaluation.py::test_groups_are_drawn_whole",
+    ),
+    (
+        "another run's checkpoint deleted",
+        "models.py",
+        "keep_as=previous if other else None",
+        "keep_as=None",
+        "test_stages.py::test_a_checkpoint_of_other_settings_is_kept_when_it_is_replaced",
+    ),
+    (
+        "a checkpoint reused after its world changed",
+        "models.py",
+        'for name in ("phrases", "world", "judge", "annotator")',
+        "for name in ()",
+        "test_stages.py::test_a_checkpoint_belongs_to_the_world_that_wrote_its_data",
+    ),
+    (
+        "sampling from logits that are not finite",
+        "rollout.py",
+        "if cdf[:, -1].isnan().any():",
+        "if False:",
+        "test_rollout.py::test_broken_weights_do_not_sample_nonsense_in_silence",
+    ),
 ]
 
 

@@ -28,7 +28,10 @@ def run(capsys, *arguments):
         (["sft", "--recipe", "tiny", "--set", "policy=tiny:huge"], ["tiny:huge", "tiny:small"]),
         (["sft", "--recipe", "tiny", "--scale", "smoke", "--set", "sft.examples=0"], ["sft.examples=0", "above 0"]),
         (["evaluate", "--recipe", "tiny", "--scale", "smoke", "--set", "eval.split=dev"], ["split=dev", "test"]),
-        (["evaluate", "--recipe", "tiny", "--scale", "smoke"], ["ppo checkpoint is missing", "python -m rlhf_lib ppo"]),
+        (
+            ["evaluate", "--recipe", "tiny", "--scale", "smoke"],
+            ["ppo checkpoint is missing", "python -m rlhf_lib ppo --recipe tiny --scale smoke --seed 1 --output-dir"],
+        ),
         (["ppo", "--recipe", "tiny", "--scale", "smoke", "--set", "ppo.minibatches=3"], ["does not split", "multiple"]),
         (
             ["sft", "--recipe", "tiny", "--scale", "smoke", "--set", "policy=/no/such"],
@@ -51,10 +54,22 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(capsys, tmp_path, arguments
         assert word in err
 
 
-def test_a_missing_flag_is_wrong_usage():
-    with pytest.raises(SystemExit) as stop:
-        main(["sft"])
-    assert stop.value.code == 2
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["sft"], ["required", "--recipe"]),
+        (["sft", "--recipe", "tiny", "--sed", "3", "--speed"], ["--speed"]),
+        (["sft", "--recipe", "tiny", "--seed", "three"], ["--seed", "three"]),
+        (["ppo", "--recipe", "tiny", "--seeds", "1", "2"], ["--seeds does nothing for ppo", "results"]),
+        (["evaluate", "--recipe", "tiny", "--resume"], ["--resume does nothing for evaluate", "ppo"]),
+        (["results", "--recipe", "tiny", "--tensorboard"], ["--tensorboard does nothing for results"]),
+    ],
+)
+def test_wrong_flags_are_wrong_usage(capsys, arguments, words):
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and not out
+    for word in words:
+        assert word in err
 
 
 def test_dry_run_prints_the_resolved_recipe(capsys):

@@ -112,6 +112,21 @@ def test_mean_interval_depends_on_the_seed_alone():
     assert ev.mean_interval(values, seed=1) != ev.mean_interval(values, seed=2)
 
 
+def test_groups_are_drawn_whole():
+    """Values that repeat within their prompt say no more than one of them: same interval, not a narrower one."""
+    values = np.random.default_rng(6).normal(size=30)
+    prompts = [f"{i:02}" for i in range(30)]
+    once, alone = ev.mean_interval(values), ev.mean_interval(values, groups=prompts)
+    copies = ev.mean_interval(np.tile(values, 5), groups=prompts * 5)
+    assert alone == pytest.approx(once) and copies == pytest.approx(once)
+    naive = ev.mean_interval(np.tile(values, 5))
+    assert naive.high - naive.low < 0.6 * (once.high - once.low)
+    low, high = ev.mean_interval([0, 0, 0, 1], groups=["a", "a", "a", "b"])[1:]
+    assert (low, high) == (0, 1)  # aa, ab, bb: means 0, 1/4 and 1, weighted by the values that the groups hold
+    draws = {ev.mean_interval([0, 0, 0, 1], 1, seed, ["a", "a", "a", "b"]).low for seed in range(50)}
+    assert draws == {0, 0.25, 1}
+
+
 def test_seed_interval_from_the_t_table():
     assert ev.seed_interval([0, 2]) == pytest.approx((1, 1 - 12.7062, 1 + 12.7062), abs=1e-4)  # t of 1 degree: 12.7062
 
@@ -310,6 +325,7 @@ BAD = {
     "a matrix": (lambda: ev.mean_interval(np.ones((2, 2))), "values has shape (2, 2)"),
     "not a number": (lambda: ev.pairwise_accuracy([1, math.nan], [0, 0]), "chosen_scores holds 1 values"),
     "no resamples": (lambda: ev.mean_interval([1, 2], n_boot=0), "n_boot is 0"),
+    "a group missing": (lambda: ev.mean_interval([1, 2], groups=["p"]), "values has 2, groups has 1"),
     "one seed": (lambda: ev.seed_interval([1.0]), "values holds one seed"),
     "scores as wins": (lambda: ev.length_controlled_win_rate([0.7, 1], [1, 2], [1, 1]), "wins holds other values"),
     "unequal lengths": (lambda: ev.length_controlled_win_rate([1, 0], [1, 2], [1]), "len_b has 1"),

@@ -261,7 +261,7 @@ def test_evaluation_counts_pairs_one_by_one_however_many_prompts_there_are(rewar
 def train(make_reward_model, tokenizer, tmp_path):
     """`run(**overrides)` trains a fresh model on eight pairs; returns (rows, model, references)."""
 
-    def run(pairs=None, resume=False, max_prompt_tokens=16, **overrides):
+    def run(pairs=None, validation=None, resume=False, max_prompt_tokens=16, **overrides):
         settings = {"epochs": 30, "batch_prompts": 4, "lr": 3e-3, "eval_every": 20, "save_every": 10} | overrides
         settings = {f"reward.{key}": value for key, value in settings.items()}
         recipe = get_recipe("tiny", "smoke", overrides={"max_prompt_tokens": max_prompt_tokens} | settings)
@@ -269,7 +269,8 @@ def train(make_reward_model, tokenizer, tmp_path):
         if pairs is None:
             pairs = [{"prompt": p, "chosen": reply(i), "rejected": reply(i + 1)} for i, p in enumerate(PROMPTS)]
         references = [{"prompt": p, "completion": reply(i + 2)} for i, p in enumerate(PROMPTS)]
-        rows = train_reward(recipe, model, tokenizer, pairs, pairs, references, tmp_path, make_accelerator("no"),
+        validation = pairs if validation is None else validation
+        rows = train_reward(recipe, model, tokenizer, pairs, validation, references, tmp_path, make_accelerator("no"),
                             recipe.resolved(), resume)  # fmt: skip
         return rows, model, references
 
@@ -312,9 +313,15 @@ def test_resuming_another_run_is_a_usage_error(train):
         train(epochs=6, lr=1e-3, resume=True)
 
 
-def test_no_pairs_is_a_usage_error(train):
-    with pytest.raises(UsageError, match="no preference pairs"):
-        train(pairs=[])
+@pytest.mark.parametrize("missing, words", [({"pairs": []}, "to train on"), ({"validation": []}, "to validate on")])
+def test_no_pairs_is_a_usage_error(train, missing, words):
+    with pytest.raises(UsageError, match=f"no preference pairs {words}"):
+        train(**missing)
+
+
+def test_agreement_with_gold_is_left_out_where_gold_always_ties(reward_model, tokenizer):
+    pairs = [{"prompt": PROMPTS[0], "chosen": "yes", "rejected": "no", "gold_chosen": 0.5, "gold_rejected": 0.5}]
+    assert set(reward.evaluate_pairs(reward_model, tokenizer, pairs, 64)) == {"validation_loss", "validation_accuracy"}
 
 
 @pytest.mark.parametrize("long", [{"chosen": "word " * 300}, {"prompt": "word " * 300}])

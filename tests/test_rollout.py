@@ -8,7 +8,7 @@ from scipy import stats
 from conftest import random_policy
 from rlhf_lib import data, rollout
 from rlhf_lib.rollout import generate, sample_texts, token_logprobs, token_statistics
-from rlhf_lib.runtime import UsageError
+from rlhf_lib.runtime import TrainingFailure, UsageError
 
 POST = (
     "My sister Nora moved in with us in May and has not paid any rent since. We had a long talk on Sunday. My friends say "
@@ -297,6 +297,20 @@ def test_a_prompt_longer_than_the_context_is_a_usage_error(policy, tokenizer):
     assert generate(policy, tokenizer, ["word " * 300], 4, seed=0, max_prompt_tokens=252).prompt_length == 252
     with pytest.raises(UsageError):
         generate(policy, tokenizer, ["word " * 300], 5, seed=0, max_prompt_tokens=252)
+
+
+def test_a_negative_temperature_is_a_usage_error(policy, tokenizer):
+    with pytest.raises(UsageError, match="temperature is -1") as error:
+        generate(policy, tokenizer, ["TL;DR:"], 4, temperature=-1, seed=0)
+    assert one_sentence(error)
+
+
+def test_broken_weights_do_not_sample_nonsense_in_silence(tokenizer):
+    policy = random_policy(tokenizer)
+    policy.get_input_embeddings().weight.data[7] = float("nan")
+    with pytest.raises(TrainingFailure, match="not finite") as error:
+        generate(policy, tokenizer, ["TL;DR:"], 4, seed=0)
+    assert one_sentence(error)
 
 
 @pytest.mark.parametrize("prompts, new_tokens", [([], 4), (["TL;DR:", ""], 4), (["TL;DR:"], 0)])

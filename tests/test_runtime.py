@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_lib import glossary, runtime
@@ -34,6 +35,15 @@ def test_a_folder_is_replaced_as_a_whole(folder):
         assert (folder / "weights").read_text() == "old"  # until the body is done
     assert names(folder) == ["weights"] and (folder / "weights").read_text() == "new"
     assert names(folder.parent) == ["model"]
+
+
+def test_what_stood_there_can_be_kept_beside_the_new_folder(folder):
+    for new, kept in (("new", "old"), ("newer", "new")):
+        with atomic_folder(folder, keep_as=folder.with_name("model.previous")) as fresh:
+            (fresh / "weights").write_text(new)
+        assert (folder / "weights").read_text() == new
+        assert (folder.with_name("model.previous") / "weights").read_text() == kept
+    assert names(folder.parent) == ["model", "model.previous"]
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -282,3 +292,20 @@ def test_training_goes_on_inside_the_stop_range():
 
 def test_a_stop_needs_a_metric_of_the_glossary():
     assert glossary.Metric("x", (0, 1)).stop == (-math.inf, math.inf)
+
+
+def test_without_a_checkout_outputs_go_to_the_working_directory(tmp_path, monkeypatch):
+    """A package installed with pip lies in site-packages, where nobody looks for plots."""
+    monkeypatch.delenv("RLHF_OUTPUT_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert Paths("tiny").output_dir == runtime.ROOT / "outputs"
+    monkeypatch.setattr(runtime, "ROOT", tmp_path / "site-packages")
+    assert Paths("tiny").output_dir == tmp_path / "outputs"
+
+
+def test_a_mac_trains_on_its_cpu(monkeypatch):
+    """Sampling needs float64, which Apple's GPUs lack."""
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *_: True)
+    AcceleratorState._reset_state(True)
+    assert runtime.make_accelerator("no").device.type in ("cpu", "cuda")
+    AcceleratorState._reset_state(True)

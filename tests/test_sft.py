@@ -55,7 +55,10 @@ def test_a_tokenizer_without_a_pad_of_its_own_gets_one_and_the_model_room_for_it
     loaded = models.load_tokenizer(str(tmp_path / "words"))
     model = models.load_policy(str(tmp_path / "policy"), loaded)
     assert (loaded.eos_token_id, loaded.pad_token_id, loaded.padding_side) == (0, 2, "left")
-    assert model.get_input_embeddings().num_embeddings == 3 and model.config.pad_token_id == 2
+    judge = models.new_reward_model(str(tmp_path / "policy"), loaded)
+    for each in (model, judge):
+        assert each.get_input_embeddings().num_embeddings == 3 and each.config.pad_token_id == 2
+    assert models.score_responses(judge, loaded, ["a a", "a"], ["a", "a a a"]).isfinite().all()
 
 
 def test_truncation_takes_from_the_beginning_so_that_the_cue_survives(tokenizer):

@@ -211,6 +211,65 @@ def test_a_checkpoint_whose_inputs_were_made_anew_is_not_reused(finished, tmp_pa
     assert not stages.finished(RECIPE, paths, "reward") and not stages.finished(RECIPE, paths, "ppo")
 
 
+def test_a_checkpoint_belongs_to_the_world_that_wrote_its_data(finished, monkeypatch):
+    paths, _ = finished
+    assert stages.finished(RECIPE, paths, "sft")
+    read = type(paths.output_dir).read_bytes
+    changed = lambda file: read(file) + b"# another judge" * (file.name == "judge.py")  # noqa: E731
+    monkeypatch.setattr(type(paths.output_dir), "read_bytes", changed)
+    assert not stages.finished(RECIPE, paths, "sft")
+
+
+@pytest.mark.parametrize("file", ["config.json", "pytorch_model.bin", "tokenizer.json"])
+def test_a_fingerprint_sees_every_file_that_a_model_is_made_of(file, tmp_path):
+    for name in ("config.json", "pytorch_model.bin", "tokenizer.json"):
+        (tmp_path / name).write_text("before")
+    before = models.fingerprint(str(tmp_path))
+    (tmp_path / file).write_text("after")
+    assert models.fingerprint(str(tmp_path)) != before
+
+
+def test_a_checkpoint_of_other_settings_is_kept_when_it_is_replaced(tmp_path):
+    tokenizer = models.load_tokenizer("tiny:small")
+    policy = models.load_policy("tiny:small", tokenizer)
+    folder, previous = tmp_path / "sft", tmp_path / "sft.previous"
+    models.save_checkpoint(folder, policy, tokenizer, {"seed": 1})
+    models.save_checkpoint(folder, policy, tokenizer, {"seed": 1})
+    assert not previous.exists()
+    models.save_checkpoint(folder, policy, tokenizer, {"seed": 2})
+    assert json.loads((previous / "settings.json").read_text()) == {"seed": 1}
+    assert json.loads((folder / "settings.json").read_text()) == {"seed": 2}
+    AutoModelForCausalLM.from_pretrained(previous)
+
+
+@pytest.mark.parametrize("left", [0, 1000])
+def test_half_a_file_of_weights_is_a_usage_error(tmp_path, left):
+    tokenizer = models.load_tokenizer("tiny:small")
+    models.save_checkpoint(tmp_path / "sft", models.load_policy("tiny:small", tokenizer), tokenizer, {})
+    file = tmp_path / "sft" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(UsageError, match="cannot load .*sft") as error:
+        models.load_policy(tmp_path / "sft", tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_stages_that_a_resumed_run_skips_have_no_seconds(finished, tmp_path):
+    reference, report = finished
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    paths = Paths("tiny", "smoke", tmp_path)
+    shutil.copytree(reference.checkpoints, paths.checkpoints, dirs_exist_ok=True)
+    shutil.copytree(reference.evaluation, paths.evaluation, dirs_exist_ok=True)
+    seconds = stages.run(RECIPE, paths, resume=True)["seconds"]
+    assert seconds["sft"] is seconds["reward"] is seconds["ppo"] is None and seconds["evaluate"] > 0
+
+
+def test_the_reward_report_needs_a_pair_with_a_gold_difference(monkeypatch):
+    pairs = [{"prompt": "p", "chosen": "a", "rejected": "b", "gold_chosen": 0.5, "gold_rejected": 0.5}]
+    monkeypatch.setattr(models, "score_responses", lambda *args, **kw: torch.tensor([0.0, 1.0]))
+    with pytest.raises(UsageError, match="gold ties on every held-out pair"):
+        stages.reward_report(RECIPE, None, None, pairs)
+
+
 def test_every_stage_says_which_models_it_starts_from(finished, tmp_path, capsys):
     stages.train_ppo(RECIPE, Paths("tiny", "smoke", tmp_path))
     said = capsys.readouterr().out
@@ -241,10 +300,22 @@ def test_the_reward_report_on_pairs_whose_answer_is_known(monkeypatch):
     report = stages.reward_report(RECIPE, None, None, pairs)
     assert report["pairs"] == 3 and report["pairs_with_a_gold_difference"] == 2
     assert report["gold_agreement"] == 1.0 and report["length_only_gold_agreement"] == 1.0
+    assert report["gold_agreement_low"] == report["gold_agreement_high"] == 1.0
     assert report["label_accuracy"] == pytest.approx(1 / 3) == report["length_only_label_accuracy"]
     sure = 1 / (1 + math.exp(-0.6 / RECIPE.reward.annotator_scale))
     assert report["label_noise_ceiling"] == pytest.approx((2 * sure + 0.5) / 3)
     assert report["annotator_agreement"] == pytest.approx((2 * (sure**2 + (1 - sure) ** 2) + 0.5) / 3)
+
+
+def test_the_agreement_has_an_interval_over_posts_not_over_pairs(monkeypatch):
+    """The judge is right on all pairs of one post and wrong on all of another: two posts, so anything from 0 to 1."""
+    gold = {"gold_chosen": 0.9, "gold_rejected": 0.3}
+    pairs = [{"prompt": "p", "chosen": "a " * (i + 2), "rejected": "a", **gold} for i in range(15)]
+    pairs += [{"prompt": "q", "chosen": "a", "rejected": "a " * (i + 2), **gold} for i in range(15)]
+    scores = lambda model, tok, prompts, responses, **kw: torch.tensor([float(len(r.split())) for r in responses])  # noqa: E731
+    monkeypatch.setattr(models, "score_responses", scores)
+    report = stages.reward_report(RECIPE, None, None, pairs)
+    assert (report["gold_agreement"], report["gold_agreement_low"], report["gold_agreement_high"]) == (0.5, 0, 1)
 
 
 def test_the_summary_over_seeds_is_the_mean_of_the_reports_with_students_interval(finished):

@@ -9,7 +9,7 @@ from rlhf_lib.tiny.world import Post
 
 def preference_probability(gold_a: float, gold_b: float, scale: float) -> float:
     """P(annotator prefers a over b) = sigmoid((gold_a - gold_b) / scale), with `scale` in gold points."""
-    return 1 / (1 + math.exp(-(gold_a - gold_b) / scale))
+    return 0.5 * (1 + math.tanh((gold_a - gold_b) / (2 * scale)))  # the sigmoid, safe from overflow
 
 
 def annotate(post: Post, summary_a: str, summary_b: str, scale: float, rng: random.Random) -> dict:

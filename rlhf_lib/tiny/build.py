@@ -172,6 +172,8 @@ def main() -> None:
     parser.add_argument("--from-phase", type=int, default=0, help="go on from the saved end of the phase before")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.what == "snapshot" and args.folder is None:
+        parser.error("snapshot needs the folder of a finished run, such as outputs/checkpoints/tiny")
     if args.what == "tokenizer":
         build_tokenizer()
     elif args.what == "snapshot":
