@@ -11,7 +11,7 @@ from rlhf_lib.runtime import UsageError
 
 @dataclass(frozen=True)
 class SFTConfig:
-    examples: int = 4000
+    examples: int = 6000
     """demonstrations to train on"""
     validation_examples: int = 320
     epochs: int = 1
@@ -42,22 +42,22 @@ class RewardConfig:
     demonstration_prompts: int = 500
     """further posts, each with a pair of demonstrations"""
     validation_prompts: int = 100
-    annotator_scale: float = 0.15
+    annotator_scale: float = 0.125
     """gold points: P(annotator prefers a) = sigmoid((gold_a - gold_b) / annotator_scale)"""
-    epochs: int = 2
-    batch_prompts: int = 16
+    epochs: int = 1
+    batch_prompts: int = 8
     """posts an optimizer step, each with all of its pairs"""
     lr: float = 5e-4
     warmup: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    eval_every: int = 50
-    save_every: int = 50
+    eval_every: int = 100
+    save_every: int = 100
 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    updates: int = 60
+    updates: int = 70
     """rollout batches"""
     batch_size: int = 64
     """responses an update"""

@@ -23,6 +23,7 @@ from rlhf_lib.tiny import (
 )
 from rlhf_lib.tiny import phrases as W
 from rlhf_lib.tiny.judge import parse_sentence
+from rlhf_lib.tiny.world import EDITS, _edit
 
 POSTS = make_posts(400, seed=3, split="test") + make_posts(400, seed=3, split="train")
 
@@ -255,6 +256,7 @@ def test_demonstrations_are_of_mixed_quality():
 def test_annotator_prefers_by_bradley_terry_on_gold():
     assert preference_probability(0.5, 0.5, 0.15) == 0.5
     assert preference_probability(0.9, 0.6, 0.15) == pytest.approx(1 / (1 + math.exp(-2)))
+    assert (preference_probability(1, -1, 1e-3), preference_probability(-1, 1, 1e-3)) == (1, 0)  # no overflow
     post = POSTS[0]
     good, bad = reference_summary(post), post.title + "."
     gap = 1.0 - gold_score(post, bad)
@@ -284,3 +286,15 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="n must be 0 or more"):
         make_posts(-1)
     assert make_posts(0) == []
+
+
+@pytest.mark.parametrize("kind, left", [("no name", 0.85), ("no relation", 0.9), ("name", 0.55), ("question", 0.55)])
+def test_an_edit_gets_one_thing_wrong(kind, left):
+    """Each costs what the judge asks for that fact, and what it charges for a wrong one, and nothing else."""
+    edits = [_edit(post, kind, random.Random(i)) for i, post in enumerate(POSTS)]
+    assert {round(gold_score(post, text), 6) for post, text in zip(POSTS, edits)} == {left}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_no_edit_is_as_good_as_the_honest_summary(kind):
+    assert all(gold_score(post, _edit(post, kind, random.Random(i))) < 1 for i, post in enumerate(POSTS))

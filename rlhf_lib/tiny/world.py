@@ -88,48 +88,60 @@ def reference_summary(post: Post) -> str:
     return _summary(post, random.Random(f"reference-{post.facts}"))
 
 
-def demonstration(post: Post, seed: int) -> str:
+def demonstration(post: Post, seed: int, faults: float = 0.7) -> str:
     """A summary as a hurried human writes it: mostly right, mostly incomplete, sometimes at fault.
 
     Most leave out the name, or what was tried; so not even the most probable imitation is a complete summary. Further
-    faults, each drawn on its own: no question, the wrong person, attempt or question, a distractor dragged in, a
-    statement said twice, a sentence or the title copied, an ending cut off.
+    faults, each drawn on its own, their rates times `faults`: no question, the wrong person, attempt or question, a
+    distractor dragged in, a statement said twice, a sentence or the title copied, an ending cut off.
     """
     rng = random.Random(f"demo-{seed}-{post.facts}-{post.body}")
     who = _who(post, rng)
     if rng.random() < 0.62:
         who = rng.choice([f"My {post.relation}"] * 8 + [post.name, pronouns(post.gender)["He"]])
-    elif rng.random() < 0.10:
+    elif rng.random() < 0.10 * faults:
         who = f"My {post.relation} {rng.choice(post.bystanders or W.WOMEN + W.MEN)}"
     tried = None if rng.random() < 0.65 else post.tried
-    question = None if rng.random() < 0.15 else post.question
-    if tried and rng.random() < 0.06:
+    question = None if rng.random() < 0.15 * faults else post.question
+    if tried and rng.random() < 0.06 * faults:
         tried = rng.choice(sorted(W.TRIED))
-    if question and rng.random() < 0.04:
+    if question and rng.random() < 0.04 * faults:
         question = post.advice or rng.choice(sorted(W.QUESTIONS))
     parts = _sentences(post, rng, who, tried, question)
-    if rng.random() < 0.04:
+    if rng.random() < 0.04 * faults:
         parts[0] = post.title + "."
-    elif rng.random() < 0.05:
+    elif rng.random() < 0.05 * faults:
         parts[0] = rng.choice(re.findall(r"[^.?!]+[.?!]", post.body)).strip()
-    if post.distractors and rng.random() < 0.08:
+    if post.distractors and rng.random() < 0.08 * faults:
         parts.insert(rng.randint(0, len(parts)), rng.choice(post.distractors))
-    if rng.random() < 0.05:
+    if rng.random() < 0.05 * faults:
         parts.insert(rng.randint(1, len(parts)), rng.choice(parts))
     text = " ".join(parts)
-    if rng.random() < 0.03:
+    if rng.random() < 0.03 * faults:
         text = " ".join(text.split()[: -rng.randint(2, 4)])
     return text
 
 
-EDITS = ("name", "relation", "thing", "problem", "tried", "question", "omit", "repeat", "distractor")
+EDITS = (
+    "name",
+    "relation",
+    "thing",
+    "problem",
+    "tried",
+    "question",
+    "no name",
+    "no relation",
+    "omit",
+    "repeat",
+    "distractor",
+)
 
 
 def edited_summaries(post: Post, seed: int, n: int) -> list[str]:
     """An honest summary and `n` edits of it, each with one thing wrong: a contrast set.
 
-    The edit is one of EDITS: a wrong name, relation, thing, problem, attempt or question, one sentence left out or said
-    twice, a distractor added. Minimal differences teach a reward model to check facts instead of counting them
+    The edit is one of EDITS: a wrong name, relation, thing, problem, attempt or question, the name or the relation left
+    out, one sentence left out or said twice, a distractor added (where the post has none, a sentence said twice). Minimal differences teach a reward model to check facts instead of counting them
     (contrast sets: Gardner et al. 2020, arXiv 2004.02709).
     """
     rng = random.Random(f"edits-{seed}-{post.facts}-{post.body}")
@@ -137,6 +149,9 @@ def edited_summaries(post: Post, seed: int, n: int) -> list[str]:
 
 
 def _edit(post: Post, kind: str, rng: random.Random) -> str:
+    if kind in ("no name", "no relation"):
+        who = f"My {post.relation}" if kind == "no name" else post.name
+        return " ".join(_sentences(post, rng, who, post.tried, post.question))
     if kind in ("omit", "repeat", "distractor"):
         parts = _sentences(post, rng, _who(post, rng), post.tried, post.question)
         place = rng.randrange(len(parts))
@@ -199,7 +214,7 @@ def corpus(n: int, seed: int = 0, checked: float = 0.0, listed: float = 0.0) -> 
         elif kind < 0.76:
             documents.append(post.context)
         elif kind < 0.90:
-            documents.append("TL;DR: " + demonstration(post, rng.randrange(10**9)))
+            documents.append("TL;DR: " + demonstration(post, rng.randrange(10**9), faults=1.0))
         elif kind < 0.95:
             documents.append("\n".join(f"TITLE: {_title(p, rng)}" for p in (post, _draw_post(rng, "corpus"))))
         else:
