@@ -122,27 +122,17 @@ def demonstration(post: Post, seed: int, faults: float = 0.7) -> str:
     return text
 
 
-EDITS = (
-    "name",
-    "relation",
-    "thing",
-    "problem",
-    "tried",
-    "question",
-    "no name",
-    "no relation",
-    "omit",
-    "repeat",
-    "distractor",
-)
+EDITS = ("name", "relation", "thing", "problem", "tried", "question", "no name", "no relation", "omit", "repeat",
+         "distractor")  # fmt: skip
 
 
 def edited_summaries(post: Post, seed: int, n: int) -> list[str]:
     """An honest summary and `n` edits of it, each with one thing wrong: a contrast set.
 
     The edit is one of EDITS: a wrong name, relation, thing, problem, attempt or question, the name or the relation left
-    out, one sentence left out or said twice, a distractor added (where the post has none, a sentence said twice). Minimal differences teach a reward model to check facts instead of counting them
-    (contrast sets: Gardner et al. 2020, arXiv 2004.02709).
+    out, one sentence left out or said twice, a distractor added (where the post has none, a sentence said twice).
+    Minimal differences teach a reward model to check facts instead of counting them (contrast sets: Gardner et al.
+    2020, arXiv 2004.02709).
     """
     rng = random.Random(f"edits-{seed}-{post.facts}-{post.body}")
     return [_summary(post, rng)] + [_edit(post, kind, rng) for kind in rng.sample(EDITS, n)]
