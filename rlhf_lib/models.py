@@ -81,6 +81,13 @@ def _make_room(model, tokenizer) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
+def freeze_embeddings(model: nn.Module) -> None:
+    """Token embeddings, and the output weights tied to them or not, take no gradient from here on."""
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if module is not None:
+            module.requires_grad_(False)
+
+
 def new_reward_model(name: str, tokenizer=None):
     """A reward model on a language model's body, with room for the tokenizer's PAD.
 
@@ -177,7 +184,7 @@ def stage_settings(recipe: Recipe, paths: Paths, stage: str) -> dict:
     """What a stage's result depends on: its settings and those before it, scale, seed, the embedded world that wrote its
     data, and the weights it starts from."""
     resolved = recipe.resolved()
-    common = ["name", "policy", "max_prompt_tokens", "max_new_tokens", "scale", "seed"]
+    common = ["name", "policy", "max_prompt_tokens", "max_new_tokens", "freeze_embeddings", "scale", "seed"]
     settings = {key: resolved[key] for key in [*common, *STAGES[: STAGES.index(stage) + 1]]}
     settings["precision"] = mixed_precision() if recipe.precision == "auto" else recipe.precision
     settings["world"] = _digest([ASSETS.parent / f"{name}.py" for name in ("phrases", "world", "judge", "annotator")])

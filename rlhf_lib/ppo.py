@@ -13,7 +13,7 @@ from torch import nn
 
 from rlhf_lib.data import shuffled
 from rlhf_lib.glossary import alarms, stop_if_alarmed
-from rlhf_lib.models import ValueModel, score_responses
+from rlhf_lib.models import ValueModel, freeze_embeddings, score_responses
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import Rollout, generate, token_logprobs, token_statistics
 from rlhf_lib.runtime import MetricLog, TrainingState, progress, set_seed
@@ -205,10 +205,14 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
     set_seed(recipe.seed)
     for model in (policy, ref_policy, reward_model, value_model):
         model.eval().to(accelerator.device)  # eval: dropout must be off in sampling, scoring and update
+    if recipe.freeze_embeddings:
+        freeze_embeddings(policy)
+        freeze_embeddings(value_model.body)
     actor_critic = ActorCritic(policy, value_model)
     optimizer = torch.optim.AdamW(actor_critic.parameters(), lr=config.lr, eps=1e-5, weight_decay=0.0)
     steps = config.updates * config.epochs * config.minibatches
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    ramp = max(1, round(steps * config.warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / ramp, 1 - step / steps))
     state = TrainingState(folder / "ppo_state.pt", settings)
     actor_critic, optimizer = accelerator.prepare(actor_critic, optimizer)
     parts = dict(actor_critic=accelerator.unwrap_model(actor_critic), optimizer=optimizer, schedule=schedule)

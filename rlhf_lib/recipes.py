@@ -69,8 +69,10 @@ class PPOConfig:
     """optimizer steps an epoch"""
     micro_batch_size: int = 32
     """responses a forward pass; smaller saves memory and changes no result"""
-    lr: float = 2e-4
-    """falls linearly to 0"""
+    lr: float = 3e-4
+    """peak learning rate; warmed up over `warmup` of the steps, then it falls linearly to 0"""
+    warmup: float = 0.1
+    """the first updates rest on a critic that has never seen half a summary; at full rate they undo much of SFT"""
     kl_coef: float = 0.05
     """beta: the price of one nat of KL in units of reward-model score (Huang et al. 2024: 0.05)"""
     kl_estimator: str = "k1"
@@ -108,6 +110,9 @@ class Recipe:
     """folder or hub name of the base language model; "tiny:small" and "tiny:medium" are shipped"""
     max_prompt_tokens: int = 192
     max_new_tokens: int = 48
+    freeze_embeddings: bool = True
+    """SFT, reward model and PPO leave the token embeddings as the base model has them. Otherwise every step lowers the
+    words that its data lack, and a name that no demonstration holds is hardly ever written again."""
     precision: str = "auto"
     """"auto", "bf16" or "no" (fp32)"""
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -161,9 +166,9 @@ CHOICES = {"kl_estimator": ("k1", "k2", "k3"), "precision": ("auto", "bf16", "no
 MAY_BE_ZERO = {
     "seed", "sft.warmup", "sft.weight_decay", "reward.warmup", "reward.weight_decay", "reward.edited_prompts",
     "reward.demonstration_prompts", "ppo.missing_eos_penalty", "ppo.kl_coef", "ppo.vf_coef", "ppo.gamma", "ppo.lam",
-    "eval.temperature",
+    "ppo.warmup", "eval.temperature",
 }  # fmt: skip
-AT_MOST = {"seed": 2**32 - 1, "sft.warmup": 1, "reward.warmup": 1, "ppo.gamma": 1, "ppo.lam": 1,
+AT_MOST = {"seed": 2**32 - 1, "sft.warmup": 1, "reward.warmup": 1, "ppo.warmup": 1, "ppo.gamma": 1, "ppo.lam": 1,
            "reward.samples_per_prompt": 10}  # fmt: skip
 AT_LEAST = {"reward.samples_per_prompt": 2, "ppo.batch_size": 2}
 

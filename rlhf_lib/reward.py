@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf_lib.data import check_context, context_length, encode_completions, encode_prompts, pad, shuffled
-from rlhf_lib.models import score_responses
+from rlhf_lib.models import freeze_embeddings, score_responses
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
 from rlhf_lib.sft import warmup_cosine
@@ -117,6 +117,8 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
     set_seed(recipe.seed)
     groups = group_by_prompt(pairs)
     reward_model.to(accelerator.device).train()
+    if recipe.freeze_embeddings:
+        freeze_embeddings(reward_model)
     optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     per_epoch = max(1, len(groups) // config.batch_prompts)
     steps = per_epoch * config.epochs

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lib.data import check_context, completion_batch, context_length, encode_completions, encode_prompts, shuffled
+from rlhf_lib.models import freeze_embeddings
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import token_logprobs
 from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
@@ -42,6 +43,8 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
     encoded, held_out = (_encode(tokenizer, x, recipe.max_prompt_tokens) for x in (examples, validation))
     check_context(*max(((len(p), len(c)) for p, c in encoded + held_out), key=sum), context_length(policy))
     policy.to(accelerator.device).train()
+    if recipe.freeze_embeddings:
+        freeze_embeddings(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     per_epoch = max(1, len(encoded) // config.batch_size)
     steps = per_epoch * config.epochs

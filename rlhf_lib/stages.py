@@ -145,8 +145,12 @@ def reward_report(recipe: Recipe, reward_model, tokenizer, pairs: list[dict]) ->
     }
 
 
-def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
-    """SFT policy and reward model -> `checkpoints/ppo`; returns (policy, tokenizer, logged rows). The doctor goes first."""
+def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False,
+              report: doctor.Report | None = None):  # fmt: skip
+    """SFT policy and reward model -> `checkpoints/ppo`; returns (policy, tokenizer, logged rows).
+
+    The doctor goes first, unless you bring the `report` of `run_doctor`. Raises TrainingFailure if it is sick.
+    """
     accelerator = make_accelerator(recipe.precision)
     sft_folder, reward_folder = (_announced(recipe, paths, stage) for stage in ("sft", "reward"))
     tokenizer = models.load_tokenizer(recipe.policy)
@@ -157,7 +161,7 @@ def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
     validation = data.held_out_posts("validation", recipe.ppo.eval_prompts)
     settings = models.stage_settings(recipe, paths, "ppo")
     if not (resume and (paths.checkpoints / "ppo_state.pt").exists()):
-        run_doctor(recipe, policy, ref_policy, tokenizer).raise_if_sick()
+        (report or run_doctor(recipe, policy, ref_policy, tokenizer)).raise_if_sick()
 
     def on_validation(policy) -> dict:
         prompts, cut = [p.prompt for p in validation], recipe.max_prompt_tokens

@@ -19,6 +19,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # (what is broken, file, original, patched, tests that must notice)
 MUTANTS = [
+    # embeddings
+    (
+        "SFT trains the embeddings of words that it never sees",
+        "sft.py",
+        "freeze_embeddings(policy)",
+        "pass",
+        "test_stages.py::test_embeddings_stay_the_base_models_and_all_other_weights_learn",
+    ),
+    (
+        "reward model trains the embeddings",
+        "reward.py",
+        "freeze_embeddings(reward_model)",
+        "pass",
+        "test_stages.py::test_embeddings_stay_the_base_models_and_all_other_weights_learn",
+    ),
+    (
+        "PPO trains the embeddings",
+        "ppo.py",
+        "freeze_embeddings(policy)",
+        "pass",
+        "test_stages.py::test_embeddings_stay_the_base_models_and_all_other_weights_learn",
+    ),
     # tokens
     (
         "PAD is EOS",
@@ -581,8 +603,15 @@ MUTANTS = [
     (
         "lr stays",
         "ppo.py",
-        "lambda step: 1 - step / steps",
-        "lambda step: 1.0",
+        "min((step + 1) / ramp, 1 - step / steps)",
+        "min((step + 1) / ramp, 1.0)",
+        "test_ppo.py::test_optimizer_steps_are_updates_times_epochs_times_minibatches_and_lr_falls_to_0",
+    ),
+    (
+        "no warmup",
+        "ppo.py",
+        "min((step + 1) / ramp, 1 - step / steps)",
+        "1 - step / steps",
         "test_ppo.py::test_optimizer_steps_are_updates_times_epochs_times_minibatches_and_lr_falls_to_0",
     ),
     (

@@ -678,9 +678,10 @@ def test_optimizer_steps_are_updates_times_epochs_times_minibatches_and_lr_falls
     monkeypatch.setattr(RecordingAdamW, "made", [])
     monkeypatch.setattr(RecordingAdamW, "rates", [])
     monkeypatch.setattr(torch.optim, "AdamW", RecordingAdamW)
-    rows, _ = cast(updates=3, epochs=2, minibatches=4, lr=1e-3, micro_batch_size=1)
+    rows, _ = cast(updates=3, epochs=2, minibatches=4, lr=1e-3, micro_batch_size=1, warmup=0.125)
     steps = 3 * 2 * 4
-    assert RecordingAdamW.rates == pytest.approx([1e-3 * (1 - i / steps) for i in range(steps)])
+    falling = [1e-3 * (1 - i / steps) for i in range(steps)]
+    assert RecordingAdamW.rates == pytest.approx([1e-3 / 3, 1e-3 * 2 / 3, *falling[2:]])  # warmed up over 3 of 24 steps
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 * 2 / 3, 1e-3 / 3, 0])
     assert len(RecordingAdamW.made) == 1
     assert RecordingAdamW.made[0]["eps"] == 1e-5 and RecordingAdamW.made[0]["weight_decay"] == 0

@@ -183,7 +183,8 @@ def train(tokenizer, tmp_path):
 
     def run(examples=None, resume=False, policy=None, **overrides):
         settings = {"epochs": 40, "batch_size": 8, "lr": 1e-2, "eval_every": 10, "save_every": 10} | overrides
-        recipe = get_recipe("tiny", "smoke", overrides={f"sft.{key}": value for key, value in settings.items()})
+        overrides = {f"sft.{key}": value for key, value in settings.items()}
+        recipe = get_recipe("tiny", "smoke", overrides=overrides | {"freeze_embeddings": False})  # they start at random
         policy = policy or random_policy(tokenizer, scale=0.1, resid_pdrop=0.05)  # so that the random state matters
         if examples is None:
             examples = [{"prompt": p, "completion": c} for p, c in zip(PROMPTS, COMPLETIONS)]

@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_lib import models, reporting, stages
+from rlhf_lib import doctor, models, reporting, stages
 from rlhf_lib.recipes import get_recipe
-from rlhf_lib.runtime import Paths, TrainingState, UsageError
+from rlhf_lib.runtime import Paths, TrainingFailure, TrainingState, UsageError
 
 RECIPE = get_recipe("tiny", "smoke", overrides={"ppo.updates": 3, "precision": "no"})
 LONGER = {"sft": {"sft.epochs": 6}, "reward": {"reward.epochs": 6}, "ppo": {"ppo.updates": 8}}
@@ -96,6 +96,31 @@ def test_rewards_have_mean_zero_on_references(finished):
         [p.prompt for p in posts], [reference_summary(p) for p in posts],
     )  # fmt: skip
     assert abs(scores.mean().item()) < 1e-4
+
+
+def changed(a: dict, b: dict) -> set[str]:
+    return {name for name in a.keys() & b.keys() if not torch.equal(a[name], b[name])}
+
+
+def test_embeddings_stay_the_base_models_and_all_other_weights_learn(finished):
+    paths, _ = finished
+    base, sft, reward, ppo = (weights(paths.checkpoints / name) for name in ("base", "sft", "reward", "ppo"))
+    words = "transformer.wte.weight"
+    for before, after in ((base, sft), (base, reward), (sft, ppo)):
+        assert words in before.keys() & after.keys()
+        assert changed(before, after) == (before.keys() & after.keys()) - {words}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_embeddings_learn_where_the_recipe_says_so(stage, tmp_path):
+    recipe = dataclasses.replace(RECIPE, freeze_embeddings=False)
+    recipe = dataclasses.replace(recipe, ppo=dataclasses.replace(recipe.ppo, updates=1))
+    paths = Paths("tiny", "smoke", tmp_path)
+    STAGES[stage](recipe, paths)
+    before = {"sft": models.ASSETS / "base-small", "reward": models.ASSETS / "base-small", "ppo": models.ASSETS / "sft"}
+    start, end = weights(before[stage]), weights(paths.checkpoints / stage)
+    words = "transformer.wte.weight"
+    assert not torch.equal(start[words].float(), end[words])
 
 
 def copy_inputs(source: Paths, target: Paths, stage: str) -> None:
@@ -274,6 +299,17 @@ def test_every_stage_says_which_models_it_starts_from(finished, tmp_path, capsys
     stages.train_ppo(RECIPE, Paths("tiny", "smoke", tmp_path))
     said = capsys.readouterr().out
     assert "sft: the shipped sft snapshot" in said and "reward: the shipped reward snapshot" in said
+
+
+def test_ppo_trusts_a_report_that_it_is_given(finished, tmp_path, monkeypatch):
+    paths = Paths("tiny", "smoke", tmp_path)
+    copy_inputs(finished[0], paths, "ppo")
+    monkeypatch.setattr(stages, "run_doctor", lambda *_: pytest.fail("the doctor was called again"))
+    sick, healthy = (doctor.Report([doctor.Check("a ratio", x, 0.1, "dropout")]) for x in (1.0, 0.0))
+    with pytest.raises(TrainingFailure, match="a ratio"):
+        stages.train_ppo(RECIPE, paths, report=sick)
+    assert not (paths.checkpoints / "ppo").exists()
+    assert len(stages.train_ppo(RECIPE, paths, report=healthy)[2]) == 3
 
 
 def test_bf16_repeats_itself_and_starts_at_ratio_1(finished, tmp_path):

@@ -12,7 +12,7 @@ from rlhf_lib.tiny import phrases as W
 from rlhf_lib.tiny.world import Post, pronouns
 
 MAX_WORDS = 36
-EARNS = {"relation": 0.10, "name": 0.15, "problem": 0.30, "tried": 0.20, "question": 0.25}
+EARNS = {"relation": 0.15, "name": 0.15, "problem": 0.25, "tried": 0.20, "question": 0.25}
 WRONG = {"relation": -0.15, "name": -0.30, "problem": -0.25, "tried": -0.20, "question": -0.20}
 REPEATED, DISTRACTOR, COPIED, UNCLEAN = -0.15, -0.15, -0.15, -0.15
 PRONOUN, ENDING, PER_EXTRA_WORD = -0.05, -0.10, -0.02
