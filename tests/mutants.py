@@ -41,6 +41,20 @@ MUTANTS = [
         "pass",
         "test_stages.py::test_embeddings_stay_the_base_models_and_all_other_weights_learn",
     ),
+    (
+        "PPO trains the critic's embeddings",
+        "ppo.py",
+        "freeze_embeddings(value_model.body)",
+        "pass",
+        "test_ppo.py::test_embeddings_of_policy_and_critic_stay_where_the_recipe_freezes_them",
+    ),
+    (
+        "output weights of their own are not frozen",
+        "models.py",
+        "for module in (model.get_input_embeddings(), model.get_output_embeddings()):",
+        "for module in (model.get_input_embeddings(),):",
+        "test_ppo.py::test_frozen_embeddings_are_those_that_read_and_those_that_write",
+    ),
     # tokens
     (
         "PAD is EOS",

@@ -699,6 +699,21 @@ def test_training_changes_policy_and_values_and_neither_reference_nor_reward_mod
     assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-3) and abs(rows[1]["objective/kl"]) > 1e-3
 
 
+def test_embeddings_of_policy_and_critic_stay_where_the_recipe_freezes_them(cast):
+    _, parts = cast(lr=1e-3)
+    words = {name: parts[name].get_input_embeddings().weight for name in ("policy", "ref_policy", "reward_model")}
+    assert torch.equal(words["policy"], words["ref_policy"])
+    assert torch.equal(parts["value_model"].body.get_input_embeddings().weight, words["reward_model"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_frozen_embeddings_are_those_that_read_and_those_that_write(tied, tokenizer):
+    policy = random_policy(tokenizer, tie_word_embeddings=tied)
+    models.freeze_embeddings(policy)
+    frozen = {name for name, p in policy.named_parameters() if not p.requires_grad}
+    assert frozen == {"transformer.wte.weight"} | (set() if tied else {"lm_head.weight"})
+
+
 def test_each_update_starts_at_ratio_1_even_for_a_policy_handed_over_with_dropout_on(cast, tokenizer):
     policy = brief_policy(tokenizer, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3).train()
     rows, _ = cast(policy=policy, lr=1e-3)
