@@ -145,20 +145,19 @@ class ActorCritic(nn.Module):
 
 def collect(rollout: Rollout, scores, actor_critic, ref_policy, config, accelerator) -> dict[str, torch.Tensor]:
     """Everything about a rollout that one PPO update needs, fixed before the first step: tensors (B, T)."""
-    parts = {key: [] for key in ("logprobs", "ref_logprobs", "values", "entropy")}
-    last = rollout.response_mask.shape[1]
-    with torch.no_grad():
-        for start in range(0, len(rollout.texts), config.micro_batch_size):
-            rows = slice(start, start + config.micro_batch_size)
-            ids, mask = rollout.input_ids[rows], rollout.attention_mask[rows]
-            with accelerator.autocast():
-                logprobs, entropy = token_statistics(actor_critic.policy, ids, mask, last, config.temperature)
-                values = actor_critic.value_model(ids, mask)[:, rollout.prompt_length - 1 : -1]
-                ref_logprobs = token_logprobs(ref_policy, ids, mask, config.temperature, last)
-            for key, value in zip(parts, (logprobs, ref_logprobs, values, entropy), strict=True):
-                parts[key].append(value)
-    batch = {key: torch.cat(value) for key, value in parts.items()}
     mask = rollout.response_mask
+    batch = {
+        key: torch.zeros(mask.shape, device=mask.device) for key in ("logprobs", "ref_logprobs", "values", "entropy")
+    }
+    with torch.no_grad():
+        for rows, part in rollout.micro_batches(range(len(mask)), config.micro_batch_size):
+            ids, attention, last = part.input_ids, part.attention_mask, part.response_mask.shape[1]
+            with accelerator.autocast():
+                logprobs, entropy = token_statistics(actor_critic.policy, ids, attention, last, config.temperature)
+                values = actor_critic.value_model(ids, attention)[:, part.prompt_length - 1 : -1]
+                ref_logprobs = token_logprobs(ref_policy, ids, attention, config.temperature, last)
+            for key, value in zip(batch, (logprobs, ref_logprobs, values, entropy), strict=True):
+                batch[key][rows, :last] = value
     rewards = token_rewards(scores, batch["logprobs"], batch["ref_logprobs"], mask, config.kl_coef, config.kl_estimator)
     if config.whiten_rewards:
         rewards = masked_whiten(rewards, mask, shift_mean=False)
@@ -170,20 +169,14 @@ def update_step(rows: list[int], rollout: Rollout, batch: dict, actor_critic, op
     """One optimizer step on some rows of the rollout, by micro-batches weighted by their share of the tokens."""
     total = int(rollout.response_mask[rows].sum())
     stats = {}
-    for start in range(0, len(rows), config.micro_batch_size):
-        micro = rows[start : start + config.micro_batch_size]
-        mask = rollout.response_mask[micro]
+    for micro, part in rollout.micro_batches(rows, config.micro_batch_size):
+        mask = part.response_mask  # (b, t), with the padding of these rows only
         share = int(mask.sum()) / total
+        old = {key: value[micro, : mask.shape[1]] for key, value in batch.items()}
         with accelerator.autocast():
-            logprobs, values = actor_critic(
-                rollout.input_ids[micro], rollout.attention_mask[micro], rollout.prompt_length, config.temperature
-            )
-        pg_loss, pg_stats = policy_loss(
-            logprobs, batch["logprobs"][micro], batch["advantages"][micro], mask, config.cliprange
-        )
-        vf_loss, vf_stats = value_loss(
-            values, batch["values"][micro], batch["returns"][micro], mask, config.cliprange_value
-        )
+            logprobs, values = actor_critic(part.input_ids, part.attention_mask, part.prompt_length, config.temperature)
+        pg_loss, pg_stats = policy_loss(logprobs, old["logprobs"], old["advantages"], mask, config.cliprange)
+        vf_loss, vf_stats = value_loss(values, old["values"], old["returns"], mask, config.cliprange_value)
         accelerator.backward((pg_loss + config.vf_coef * vf_loss) * share)
         for key, value in (pg_stats | vf_stats).items():
             stats[key] = stats.get(key, 0.0) + share * value
@@ -291,11 +284,10 @@ def exact_kl_check(rollout: Rollout, policy, ref_policy, temperature: float = 1.
 
     Their difference has mean 0 when the tokens were drawn from the scored distribution; |z| > 4 is an alarm.
     """
-    mask, last = rollout.response_mask, rollout.response_mask.shape[1]
     sampled, exact = [], []
-    for start in range(0, len(mask), batch_size):
-        rows = slice(start, start + batch_size)
-        ids, attention, counted = rollout.input_ids[rows], rollout.attention_mask[rows], mask[rows]
+    for _, part in rollout.micro_batches(range(len(rollout.texts)), batch_size):
+        ids, attention, counted = part.input_ids, part.attention_mask, part.response_mask
+        last = counted.shape[1]
         logprobs, _, kl = token_statistics(policy, ids, attention, last, temperature, other=ref_policy)
         ref_logprobs = token_logprobs(ref_policy, ids, attention, temperature, last)
         sampled.append(torch.where(counted, kl_estimate(logprobs, ref_logprobs), 0.0).sum(-1))

@@ -57,17 +57,17 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
-    updates: int = 70
+    updates: int = 80
     """rollout batches"""
     batch_size: int = 64
     """responses an update"""
     prompts: int = 8000
     """posts to draw prompts from"""
-    epochs: int = 2
+    epochs: int = 1
     """passes over each rollout batch"""
-    minibatches: int = 2
+    minibatches: int = 4
     """optimizer steps an epoch"""
-    micro_batch_size: int = 32
+    micro_batch_size: int = 16
     """responses a forward pass; smaller saves memory and changes no result"""
     lr: float = 3e-4
     """peak learning rate; warmed up over `warmup` of the steps, then it falls linearly to 0"""

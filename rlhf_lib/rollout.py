@@ -30,10 +30,22 @@ class Rollout:
         return responses.gather(1, last[:, None])[:, 0] == self.eos_token_id
 
     def rows(self, index) -> "Rollout":
-        """Some of the rows, at the same padding."""
+        """Some of the rows, cut to the padding that they need among themselves."""
+        attention_mask, response_mask = self.attention_mask[index], self.response_mask[index]
+        length = int(response_mask.sum(-1).max())
+        prompt_length = int(attention_mask[:, : self.prompt_length].sum(-1).max())
+        columns = slice(self.prompt_length - prompt_length, self.prompt_length + length)
         texts = [self.texts[i] for i in torch.as_tensor(index).tolist()]
-        return Rollout(self.input_ids[index], self.attention_mask[index], self.prompt_length,
-                       self.response_mask[index], texts, self.eos_token_id)  # fmt: skip
+        return Rollout(self.input_ids[index][:, columns], attention_mask[:, columns], prompt_length,
+                       response_mask[:, :length], texts, self.eos_token_id)  # fmt: skip
+
+    def micro_batches(self, rows: list[int], size: int):
+        """`rows` in groups of similar length, at most `size` in each, with the group's part: yields (group, Rollout)."""
+        lengths = self.attention_mask.sum(-1).tolist()
+        rows = sorted(rows, key=lambda i: lengths[i])
+        for start in range(0, len(rows), size):
+            group = rows[start : start + size]
+            yield group, self.rows(group)
 
 
 def _logits(model, input_ids, attention_mask, keep: int) -> torch.Tensor:

@@ -19,6 +19,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # (what is broken, file, original, patched, tests that must notice)
 MUTANTS = [
+    # micro-batches
+    (
+        "micro-batches are cut to their shortest response",
+        "rollout.py",
+        "int(response_mask.sum(-1).max())",
+        "int(response_mask.sum(-1).min())",
+        "test_ppo.py::test_collect_equals_a_loop_over_unpadded_rows",
+    ),
+    (
+        "values of a micro-batch are read at the prompt length of the whole batch",
+        "ppo.py",
+        "value_model(ids, attention)[:, part.prompt_length - 1 : -1]",
+        "value_model(ids, attention)[:, rollout.prompt_length - 1 : -1]",
+        "test_ppo.py::test_collect_equals_a_loop_over_unpadded_rows",
+    ),
     # embeddings
     (
         "SFT trains the embeddings of words that it never sees",
@@ -342,8 +357,8 @@ MUTANTS = [
     (
         "reference scored at temperature 1",
         "ppo.py",
-        "ref_logprobs = token_logprobs(ref_policy, ids, mask, config.temperature, last)",
-        "ref_logprobs = token_logprobs(ref_policy, ids, mask, 1.0, last)",
+        "ref_logprobs = token_logprobs(ref_policy, ids, attention, config.temperature, last)",
+        "ref_logprobs = token_logprobs(ref_policy, ids, attention, 1.0, last)",
         "test_ppo.py::test_one_temperature_for_sampling_reference_update_and_check",
     ),
     (
@@ -483,8 +498,8 @@ MUTANTS = [
     (
         "values read after the token is known",
         "ppo.py",
-        "values = actor_critic.value_model(ids, mask)[:, rollout.prompt_length - 1 : -1]",
-        "values = actor_critic.value_model(ids, mask)[:, rollout.prompt_length :]",
+        "values = actor_critic.value_model(ids, attention)[:, part.prompt_length - 1 : -1]",
+        "values = actor_critic.value_model(ids, attention)[:, part.prompt_length :]",
         "test_ppo.py::test_collect_equals_a_loop_over_unpadded_rows",
     ),
     (

@@ -464,8 +464,9 @@ def test_collect_and_the_update_score_alike(scene):
     batch = collect(rollout, scores, actor_critic, ref_policy, config, make_accelerator("no"))
     with torch.no_grad():
         logprobs, values = actor_critic(rollout.input_ids, rollout.attention_mask, rollout.prompt_length, 0.8)
-    torch.testing.assert_close(logprobs, batch["logprobs"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(values, batch["values"], atol=1e-5, rtol=1e-5)
+    mask = rollout.response_mask
+    torch.testing.assert_close(logprobs[mask], batch["logprobs"][mask], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(values[mask], batch["values"][mask], atol=1e-5, rtol=1e-5)
 
 
 def parameters_of(module) -> torch.Tensor:

@@ -138,13 +138,31 @@ def test_a_long_prompt_loses_its_beginning_and_keeps_the_cue(policy, tokenizer):
     assert all(tokenizer.decode(row[:6]).endswith("TL;DR:") for row in batch.input_ids)
 
 
-def test_rows_picks_rows(brief, tokenizer):
+def test_rows_picks_rows_and_cuts_their_padding(brief, tokenizer):
     batch = generate(brief, tokenizer, PROMPTS, 6, seed=1)
-    picked = batch.rows([5, 2])
-    assert picked.texts == [batch.texts[5], batch.texts[2]]
-    assert torch.equal(picked.input_ids, batch.input_ids[[5, 2]])
-    assert torch.equal(picked.response_mask, batch.response_mask[[5, 2]])
-    assert torch.equal(picked.finished, batch.finished[[5, 2]])
+    lengths = batch.attention_mask.sum(-1)
+    short = lengths.argsort()[:2].tolist()
+    for index in (short, [5, 2], list(range(len(PROMPTS)))):
+        picked = batch.rows(index)
+        assert picked.texts == [batch.texts[i] for i in index]
+        assert torch.equal(picked.finished, batch.finished[index])
+        for row, i in enumerate(index):
+            assert real_tokens(picked, row) == real_tokens(batch, i)
+        mask = picked.attention_mask.bool()
+        assert mask[:, 0].any() and picked.response_mask[:, -1].any()  # no column of padding alone
+        assert torch.equal(mask[:, picked.prompt_length :], picked.response_mask)
+    assert batch.rows(short).input_ids.shape[1] < batch.input_ids.shape[1]
+
+
+def test_micro_batches_hold_every_row_once_with_less_padding(brief, tokenizer):
+    batch = generate(brief, tokenizer, PROMPTS, 6, seed=1)
+    rows = [7, 1, 4, 2, 6]
+    parts = list(batch.micro_batches(rows, 2))
+    assert [len(group) for group, _ in parts] == [2, 2, 1]
+    assert sorted(i for group, _ in parts for i in group) == sorted(rows)
+    assert all(part.texts == [batch.texts[i] for i in group] for group, part in parts)
+    lengths = [int(n) for group, _ in parts for n in batch.attention_mask[group].sum(-1)]
+    assert lengths == sorted(lengths)
 
 
 # ----------------------------------------------------------------------------------------------------- the noise
