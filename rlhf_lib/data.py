@@ -86,6 +86,12 @@ def completion_batch(prompts: list[list[int]], completions: list[list[int]], pad
     return ids, mask, completion_mask.bool()
 
 
+def by_length(items, size: int, length) -> list[list]:
+    """`items` in groups of at most `size` and of similar `length(item)`, so that little is spent on padding."""
+    items = sorted(items, key=length)
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def shuffled(n: int, seed) -> list[int]:
     """A permutation of range(n) that depends on `seed` (an int or a tuple of ints) alone."""
     return np.random.default_rng(seed).permutation(n).tolist()

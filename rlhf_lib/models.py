@@ -15,7 +15,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rlhf_lib.data import check_context, context_length, encode_completions, encode_prompts, pad, position_ids
+from rlhf_lib.data import (
+    by_length,
+    check_context,
+    context_length,
+    encode_completions,
+    encode_prompts,
+    pad,
+    position_ids,
+)
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.runtime import Paths, UsageError, atomic_folder, autocast, mixed_precision, recover_folder
 
@@ -126,7 +134,7 @@ def reward_scores(reward_model, input_ids: torch.Tensor, attention_mask: torch.T
 @torch.no_grad()
 def score_responses(
     reward_model, tokenizer, prompts: list[str], responses: list[str], finished=None, max_prompt_tokens: int = 10**6,
-    batch_size: int = 128,
+    batch_size: int = 32,
 ) -> torch.Tensor:  # fmt: skip
     """Reward-model scores of texts, re-encoded with the reward model's own tokenizer: (B,), in order, always in fp32.
 
@@ -138,9 +146,7 @@ def score_responses(
     encoded = [p + r for p, r in both]
     device = next(reward_model.parameters()).device
     scores = torch.empty(len(encoded))
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in by_length(range(len(encoded)), batch_size, lambda i: len(encoded[i])):
         ids, mask = pad([encoded[i] for i in rows], tokenizer.pad_token_id)
         with autocast(device, "no"):
             scores[rows] = reward_scores(reward_model, ids.to(device), mask.to(device)).cpu()

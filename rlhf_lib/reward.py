@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from rlhf_lib.data import check_context, context_length, encode_completions, encode_prompts, pad, shuffled
+from rlhf_lib.data import by_length, check_context, context_length, encode_completions, encode_prompts, pad, shuffled
 from rlhf_lib.models import freeze_embeddings, score_responses
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
@@ -26,6 +26,11 @@ def group_by_prompt(pairs: list[dict]) -> list[list[dict]]:
     for pair in pairs:
         groups.setdefault(pair["prompt"], []).append(pair)
     return list(groups.values())
+
+
+def _characters(group: list[dict]) -> int:
+    """How long the row of a group will be, roughly."""
+    return len(group[0]["prompt"]) + sum(map(len, {pair[key] for pair in group for key in ("chosen", "rejected")}))
 
 
 def pack(groups: list[tuple[list[int], list[list[int]]]], pad_id: int):
@@ -82,10 +87,11 @@ def pair_scores(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens: i
 @torch.no_grad()
 def evaluate_pairs(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens: int) -> dict:
     """Loss and accuracy on held-out labels, and where the gold scores are known the agreement with gold."""
-    groups = group_by_prompt(pairs)
-    pairs, margins = [pair for group in groups for pair in group], []
-    for start in range(0, len(groups), 32):
-        chunk = [pair for group in groups[start : start + 32] for pair in group]
+    chunks = [
+        [pair for group in groups for pair in group] for groups in by_length(group_by_prompt(pairs), 4, _characters)
+    ]
+    pairs, margins = [pair for chunk in chunks for pair in chunk], []
+    for chunk in chunks:
         chosen, rejected = pair_scores(reward_model, tokenizer, chunk, max_prompt_tokens)
         margins.append((chosen - rejected).cpu())
     margin = torch.cat(margins)
@@ -144,17 +150,21 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
         epoch, position = divmod(step - 1, per_epoch)
         order = shuffled(len(groups), (recipe.seed, epoch))
         rows = order[position * config.batch_prompts : (position + 1) * config.batch_prompts]
-        batch = [pair for i in rows for pair in groups[i]]
-        with accelerator.autocast():
-            chosen, rejected = pair_scores(reward_model, tokenizer, batch, recipe.max_prompt_tokens)
-        loss = bradley_terry_loss(chosen, rejected)
-        accelerator.backward(loss)
+        total, loss, accuracy = sum(len(groups[i]) for i in rows), 0.0, 0.0
+        for micro in by_length(rows, config.micro_batch_prompts, lambda i: _characters(groups[i])):
+            batch = [pair for i in micro for pair in groups[i]]
+            with accelerator.autocast():
+                chosen, rejected = pair_scores(reward_model, tokenizer, batch, recipe.max_prompt_tokens)
+            share = len(batch) / total
+            part = bradley_terry_loss(chosen, rejected) * share
+            accelerator.backward(part)
+            loss += part.item()
+            accuracy += _accuracy((chosen - rejected).detach()) * share
         norm = accelerator.clip_grad_norm_(reward_model.parameters(), config.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        metrics = {"loss": loss.item(), "accuracy": _accuracy((chosen - rejected).detach()), "grad_norm": float(norm),
-                   "lr": schedule.get_last_lr()[0]}  # fmt: skip
+        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": float(norm), "lr": schedule.get_last_lr()[0]}
         if step % config.eval_every == 0 or step == steps:
             metrics |= validate()
         log.add(step, metrics)

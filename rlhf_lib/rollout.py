@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_lib.data import check_context, context_length, encode_prompts, pad, position_ids
+from rlhf_lib.data import by_length, check_context, context_length, encode_prompts, pad, position_ids
 from rlhf_lib.runtime import TrainingFailure, UsageError
 
 
@@ -42,9 +42,7 @@ class Rollout:
     def micro_batches(self, rows: list[int], size: int):
         """`rows` in groups of similar length, at most `size` in each, with the group's part: yields (group, Rollout)."""
         lengths = self.attention_mask.sum(-1).tolist()
-        rows = sorted(rows, key=lambda i: lengths[i])
-        for start in range(0, len(rows), size):
-            group = rows[start : start + size]
+        for group in by_length(rows, size, lambda i: lengths[i]):
             yield group, self.rows(group)
 
 
@@ -183,7 +181,7 @@ def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> 
 
 
 def sample_texts(policy, tokenizer, prompts: list[str], max_new_tokens: int, temperature: float = 1.0, seed=0,
-                 batch_size: int = 256, max_prompt_tokens: int | None = None, bar=None):  # fmt: skip
+                 batch_size: int = 128, max_prompt_tokens: int | None = None, bar=None):  # fmt: skip
     """Responses to many prompts, batch by batch: (texts, finished, lengths in tokens with EOS), lists in order."""
     texts, finished, lengths = [], [], []
     for start in range(0, len(prompts), batch_size):

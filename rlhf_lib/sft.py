@@ -5,7 +5,15 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lib.data import check_context, completion_batch, context_length, encode_completions, encode_prompts, shuffled
+from rlhf_lib.data import (
+    by_length,
+    check_context,
+    completion_batch,
+    context_length,
+    encode_completions,
+    encode_prompts,
+    shuffled,
+)
 from rlhf_lib.models import freeze_embeddings
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import token_logprobs
@@ -63,8 +71,8 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
     def validation_loss() -> float:
         policy.eval()
         total = tokens = 0
-        for start in range(0, len(held_out), 64):
-            tensors = batch(held_out[start : start + 64])
+        for rows in by_length(held_out, 64, lambda example: sum(map(len, example))):
+            tensors = batch(rows)
             count = int(tensors[2].sum())
             total += completion_loss(policy, *tensors).item() * count
             tokens += count
@@ -78,17 +86,21 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
         epoch, position = divmod(step - 1, per_epoch)
         order = shuffled(len(encoded), (recipe.seed, epoch))
         chosen = order[position * config.batch_size : (position + 1) * config.batch_size]
-        loss = completion_loss(policy, *batch([encoded[i] for i in chosen]))
-        accelerator.backward(loss)
+        total, loss = sum(len(encoded[i][1]) for i in chosen), 0.0
+        for rows in by_length(chosen, config.micro_batch_size, lambda i: sum(map(len, encoded[i]))):
+            tensors = batch([encoded[i] for i in rows])
+            part = completion_loss(policy, *tensors) * int(tensors[2].sum()) / total
+            accelerator.backward(part)
+            loss += part.item()
         norm = accelerator.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        metrics = {"loss": loss.item(), "grad_norm": float(norm), "lr": schedule.get_last_lr()[0]}
+        metrics = {"loss": loss, "grad_norm": float(norm), "lr": schedule.get_last_lr()[0]}
         if step % config.eval_every == 0 or step == steps:
             metrics["validation_loss"] = validation_loss()
         log.add(step, metrics)
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        bar.set_postfix(loss=f"{loss:.3f}")
         if step % config.save_every == 0 and step < steps:
             state.save(step, log.rows, **parts)
     accelerator.unwrap_model(policy, keep_fp32_wrapper=False).eval()  # fp32, as it will be loaded

@@ -163,7 +163,21 @@ MUTANTS = [
         "_, completion_mask = pad(completions, pad_id)",
         "test_sft.py::test_completion_batch_counts_completion_and_eos",
     ),
+    (
+        "micro-batches of SFT count alike, however many tokens they hold",
+        "sft.py",
+        "* int(tensors[2].sum()) / total",
+        "* len(rows) / len(chosen)",
+        "test_sft.py::test_micro_batches_change_neither_loss_nor_gradient",
+    ),
     # reward model
+    (
+        "micro-batches of the reward model count alike, however many pairs they hold",
+        "reward.py",
+        "share = len(batch) / total",
+        "share = len(micro) / len(rows)",
+        "test_reward.py::test_micro_batches_change_neither_loss_nor_gradient",
+    ),
     (
         "head std 1",
         "models.py",
@@ -238,7 +252,7 @@ MUTANTS = [
         "scores come back sorted by length",
         "models.py",
         "            scores[rows] = reward_scores(",
-        "            scores[start : start + len(rows)] = reward_scores(",
+        "            scores[sorted(rows)] = reward_scores(",
         "test_reward.py::test_score_is_read_at_eos_less_the_mean_and_ignores_padding",
     ),
     # rollout

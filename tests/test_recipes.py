@@ -66,7 +66,7 @@ def test_an_override_cannot_rename_a_recipe_or_its_scale(key, value):
 @pytest.mark.parametrize(
     "key, value",
     [("seed", -1), ("ppo.kl_estimator", "k9"), ("precision", "fp8"), ("ppo.batch_size", 0), ("ppo.minibatches", 0),
-     ("ppo.micro_batch_size", 0), ("ppo.temperature", 0.0), ("sft.batch_size", 0), ("reward.batch_prompts", -4),
+     ("ppo.micro_batch_size", 0), ("sft.micro_batch_size", 0), ("reward.micro_batch_prompts", 0), ("ppo.temperature", 0.0), ("sft.batch_size", 0), ("reward.batch_prompts", -4),
      ("ppo.batch_size", 1), ("ppo.gamma", 1.5), ("ppo.lam", 2), ("sft.warmup", 3), ("reward.samples_per_prompt", 11),
      ("eval.split", "dev"), ("ppo.minibatches", 3), ("max_prompt_tokens", 0), ("ppo.exact_kl_every", 0), ("ppo.lr", "1e999")],
 )  # fmt: skip

@@ -261,11 +261,12 @@ def test_evaluation_counts_pairs_one_by_one_however_many_prompts_there_are(rewar
 def train(make_reward_model, tokenizer, tmp_path):
     """`run(**overrides)` trains a fresh model on eight pairs; returns (rows, model, references)."""
 
-    def run(pairs=None, validation=None, resume=False, max_prompt_tokens=16, **overrides):
+    def run(pairs=None, validation=None, resume=False, max_prompt_tokens=16, attn_pdrop=0.05, **overrides):
+        """Dropout, so that the random state matters."""
         settings = {"epochs": 30, "batch_prompts": 4, "lr": 3e-3, "eval_every": 20, "save_every": 10} | overrides
         settings = {f"reward.{key}": value for key, value in settings.items()}
         recipe = get_recipe("tiny", "smoke", overrides={"max_prompt_tokens": max_prompt_tokens} | settings)
-        model = make_reward_model(attn_pdrop=0.05)  # so that the random state matters
+        model = make_reward_model(attn_pdrop=attn_pdrop)
         if pairs is None:
             pairs = [{"prompt": p, "chosen": reply(i), "rejected": reply(i + 1)} for i, p in enumerate(PROMPTS)]
         references = [{"prompt": p, "completion": reply(i + 2)} for i, p in enumerate(PROMPTS)]
@@ -287,6 +288,24 @@ def test_training_learns_a_handful_of_pairs_and_centres_the_references(train, to
     scores = score_responses(model, tokenizer, prompts, completions, max_prompt_tokens=16)
     assert scores.mean().item() == pytest.approx(0, abs=1e-4)
     assert model.config.reward_mean != 0 and scores.std() > 0.1
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_micro_batches_change_neither_loss_nor_gradient(train, make_reward_model, tokenizer, size):
+    """The optimizer step is the batch's, however many forward passes it takes: every pair counts once."""
+    pairs = [
+        {"prompt": p, "chosen": reply(i + j), "rejected": reply(i + j + 1)}
+        for i, p in enumerate(PROMPTS)
+        for j in range(1 + i % 4)
+    ]
+    with torch.no_grad():
+        mean = bradley_terry_loss(*pair_scores(make_reward_model(), tokenizer, pairs, 16)).item()
+    settings = dict(pairs=pairs, epochs=1, batch_prompts=8, attn_pdrop=0.0)
+    expected = train(micro_batch_prompts=8, **settings)[0][1]
+    row = train(micro_batch_prompts=size, **settings)[0][1]
+    assert expected["loss"] == pytest.approx(mean, abs=1e-5)
+    keys = ("loss", "accuracy", "grad_norm")
+    assert [row[key] for key in keys] == pytest.approx([expected[key] for key in keys], rel=1e-4)
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(train, monkeypatch):

@@ -122,6 +122,12 @@ def test_shuffled_is_a_permutation_that_its_seed_decides():
     assert data.shuffled(20, (1, 2)) == data.shuffled(20, (1, 2)) != data.shuffled(20, (1, 3))
 
 
+def test_groups_of_similar_length_hold_every_item_once():
+    lengths = [5, 1, 9, 3, 7, 2, 8]
+    groups = data.by_length(range(7), 3, lambda i: lengths[i])
+    assert groups == [[1, 5, 3], [0, 4, 6], [2]]
+
+
 # -------------------------------------------------------------------------------------------------------- loss
 
 
@@ -211,6 +217,17 @@ def test_steps_are_epochs_times_full_batches_and_the_rate_warms_up_then_falls_to
     rates = [row["lr"] for row in rows[1:]]  # the rate after each of the 10 steps
     cosine = [0.5e-3 * (1 + math.cos(math.pi * i / 8)) for i in range(9)]
     assert rates == pytest.approx([1e-3, *cosine], abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_micro_batches_change_neither_loss_nor_gradient(train, tokenizer, size):
+    """The optimizer step is the batch's, however many forward passes it takes: every completion token counts once."""
+    policy = random_policy(tokenizer, scale=0.1)
+    each = torch.cat([losses_alone(policy, p, c) for p, c in zip(*encoded(tokenizer))]).mean().item()
+    expected = train(epochs=1, micro_batch_size=8, policy=policy)[0][1]
+    row = train(epochs=1, micro_batch_size=size, policy=random_policy(tokenizer, scale=0.1))[0][1]
+    assert expected["loss"] == pytest.approx(each, abs=1e-5)
+    assert (row["loss"], row["grad_norm"]) == pytest.approx((expected["loss"], expected["grad_norm"]), rel=1e-4)
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(train, monkeypatch):
