@@ -1,7 +1,8 @@
 """PPO for language models: the mathematics as pure functions, then one loop that reads like the algorithm.
 
 Follows Ziegler et al. 2019 (arXiv 1909.08593), Stiennon et al. 2020 (arXiv 2009.01325) and the details collected by
-Huang et al. 2024 (arXiv 2403.17031). Left out: adaptive KL control, value-model pretraining, reward scaling.
+Huang et al. 2024 (arXiv 2403.17031). Left out: adaptive KL control, reward scaling. Added: the critic learns alone in
+the first updates (value pretraining: Yuan et al. 2025, arXiv 2503.01491, section 4.1).
 Everywhere (B, T) is responses x response tokens, and `response_mask` (bool, or 0 and 1) True means counted.
 """
 
@@ -165,8 +166,12 @@ def collect(rollout: Rollout, scores, actor_critic, ref_policy, config, accelera
     return batch | {"rewards": rewards, "advantages": masked_whiten(advantages, mask), "returns": returns}
 
 
-def update_step(rows: list[int], rollout: Rollout, batch: dict, actor_critic, optimizer, config, accelerator) -> dict:
-    """One optimizer step on some rows of the rollout, by micro-batches weighted by their share of the tokens."""
+def update_step(rows: list[int], rollout: Rollout, batch: dict, actor_critic, optimizer, config, accelerator,
+                critic_only: bool = False) -> dict:  # fmt: skip
+    """One optimizer step on some rows of the rollout, by micro-batches weighted by their share of the tokens.
+
+    With `critic_only` the policy loss has weight 0, and the policy stays as it is.
+    """
     total = int(rollout.response_mask[rows].sum())
     stats = {}
     for micro, part in rollout.micro_batches(rows, config.micro_batch_size):
@@ -177,7 +182,7 @@ def update_step(rows: list[int], rollout: Rollout, batch: dict, actor_critic, op
             logprobs, values = actor_critic(part.input_ids, part.attention_mask, part.prompt_length, config.temperature)
         pg_loss, pg_stats = policy_loss(logprobs, old["logprobs"], old["advantages"], mask, config.cliprange)
         vf_loss, vf_stats = value_loss(values, old["values"], old["returns"], mask, config.cliprange_value)
-        accelerator.backward((pg_loss + config.vf_coef * vf_loss) * share)
+        accelerator.backward(((0.0 if critic_only else 1.0) * pg_loss + config.vf_coef * vf_loss) * share)
         for key, value in (pg_stats | vf_stats).items():
             stats[key] = stats.get(key, 0.0) + share * value
     stats["policy/grad_norm"] = float(accelerator.clip_grad_norm_(actor_critic.parameters(), config.max_grad_norm))
@@ -202,7 +207,7 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
         freeze_embeddings(policy)
         freeze_embeddings(value_model.body)
     actor_critic = ActorCritic(policy, value_model)
-    optimizer = torch.optim.AdamW(actor_critic.parameters(), lr=config.lr, eps=1e-5, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(actor_critic.parameters(), lr=config.lr, eps=1e-5, weight_decay=0.0, fused=True)
     steps = config.updates * config.epochs * config.minibatches
     ramp = max(1, round(steps * config.warmup))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / ramp, 1 - step / steps))
@@ -239,7 +244,8 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
             size = config.batch_size // config.minibatches
             for first in range(0, config.batch_size, size):
                 rows = rows_in_order[first : first + size]
-                stats.append(update_step(rows, rollout, batch, actor_critic, optimizer, config, accelerator))
+                stats.append(update_step(rows, rollout, batch, actor_critic, optimizer, config, accelerator,
+                                         critic_only=update <= config.critic_updates))  # fmt: skip
                 schedule.step()
         # 5. log, check, save
         metrics = summarize(rollout, scores, batch, stats) | checks | {"lr": schedule.get_last_lr()[0]}

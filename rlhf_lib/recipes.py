@@ -61,7 +61,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
-    updates: int = 100
+    updates: int = 80
     """rollout batches"""
     batch_size: int = 64
     """responses an update"""
@@ -76,7 +76,9 @@ class PPOConfig:
     lr: float = 3e-4
     """peak learning rate; warmed up over `warmup` of the steps, then it falls linearly to 0"""
     warmup: float = 0.1
-    """the first updates rest on a critic that has never seen half a summary; at full rate they undo much of SFT"""
+    critic_updates: int = 6
+    """first updates in which only the critic learns. It starts from the reward model and has never valued half a summary;
+    a policy that trusts it at once can unlearn for good what is risky and still worth its while, such as giving a name"""
     kl_coef: float = 0.05
     """beta: the price of one nat of KL in units of reward-model score (Huang et al. 2024: 0.05)"""
     kl_estimator: str = "k1"
@@ -139,7 +141,7 @@ SMOKE = {  # what `--scale smoke` changes: the same code on a handful of example
     "reward.prompts": 24, "reward.edited_prompts": 16,
     "reward.demonstration_prompts": 8, "reward.validation_prompts": 16, "reward.batch_prompts": 8,
     "reward.eval_every": 2, "reward.save_every": 2,
-    "ppo.updates": 2, "ppo.batch_size": 8, "ppo.prompts": 32, "ppo.micro_batch_size": 4, "ppo.eval_every": 1,
+    "ppo.updates": 2, "ppo.critic_updates": 0, "ppo.batch_size": 8, "ppo.prompts": 32, "ppo.micro_batch_size": 4, "ppo.eval_every": 1,
     "ppo.eval_prompts": 8, "ppo.exact_kl_every": 1, "ppo.save_every": 1, "eval.prompts": 16, "eval.n_boot": 100,
 }  # fmt: skip
 
@@ -170,7 +172,7 @@ CHOICES = {"kl_estimator": ("k1", "k2", "k3"), "precision": ("auto", "bf16", "no
 MAY_BE_ZERO = {
     "seed", "sft.warmup", "sft.weight_decay", "reward.warmup", "reward.weight_decay", "reward.edited_prompts",
     "reward.demonstration_prompts", "ppo.missing_eos_penalty", "ppo.kl_coef", "ppo.vf_coef", "ppo.gamma", "ppo.lam",
-    "ppo.warmup", "eval.temperature",
+    "ppo.warmup", "ppo.critic_updates", "eval.temperature",
 }  # fmt: skip
 AT_MOST = {"seed": 2**32 - 1, "sft.warmup": 1, "reward.warmup": 1, "ppo.warmup": 1, "ppo.gamma": 1, "ppo.lam": 1,
            "reward.samples_per_prompt": 10}  # fmt: skip

@@ -117,10 +117,10 @@ def plot_proxy_and_gold(rows: list[dict], folder: Path):
 def plot_comparison(report: dict, folder: Path):
     stages = list(report["models"])
     figure, axes = plt.subplots(1, 4, figsize=(11, 3.4))
-    panels = [("gold", "gold score", (None, 1.0)), ("scores", "reward-model score", None), ("rougeL", "ROUGE-L F", None),
-              ("length", "tokens a summary", None)]  # fmt: skip
+    panels = {"gold": "gold (dotted: best honest)", "scores": "reward-model score", "rougeL": "ROUGE-L F",
+              "length": "tokens a summary"}  # fmt: skip
     rows = []
-    for axis, (key, unit, limits) in zip(axes, panels, strict=True):
+    for axis, (key, unit) in zip(axes, panels.items(), strict=True):
         for i, stage in enumerate(stages):
             value = report["models"][stage][key]
             mean, error = value, None
@@ -133,12 +133,13 @@ def plot_comparison(report: dict, folder: Path):
                 xytext=(0, 6 if mean >= 0 else -14),
                 textcoords="offset points",
                 ha="center",
+                bbox={"fc": "white", "ec": "none", "pad": 0.5},
             )
             rows.append({"model": stage, "metric": key, "mean": mean})
         axis.axhline(0, color=COLOURS["ink"], lw=0.8)
         axis.margins(y=0.18)
-        if limits:
-            axis.axhline(limits[1], color=COLOURS["good"], ls=":", lw=1.2)
+        if key == "gold":
+            axis.axhline(1.0, color=COLOURS["good"], ls=":", lw=1.2)
         axis.set_xticks(range(len(stages)), [NAMES[s] for s in stages])
         axis.set_title(unit, fontsize=11)
         axis.grid(axis="x", visible=False)

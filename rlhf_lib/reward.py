@@ -125,7 +125,7 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
     reward_model.to(accelerator.device).train()
     if recipe.freeze_embeddings:
         freeze_embeddings(reward_model)
-    optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     per_epoch = max(1, len(groups) // config.batch_prompts)
     steps = per_epoch * config.epochs
     schedule = warmup_cosine(optimizer, steps, config.warmup)

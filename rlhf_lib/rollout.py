@@ -181,7 +181,7 @@ def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> 
 
 
 def sample_texts(policy, tokenizer, prompts: list[str], max_new_tokens: int, temperature: float = 1.0, seed=0,
-                 batch_size: int = 128, max_prompt_tokens: int | None = None, bar=None):  # fmt: skip
+                 batch_size: int = 384, max_prompt_tokens: int | None = None, bar=None):  # fmt: skip
     """Responses to many prompts, batch by batch: (texts, finished, lengths in tokens with EOS), lists in order."""
     texts, finished, lengths = [], [], []
     for start in range(0, len(prompts), batch_size):

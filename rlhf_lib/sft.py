@@ -53,7 +53,7 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
     policy.to(accelerator.device).train()
     if recipe.freeze_embeddings:
         freeze_embeddings(policy)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     per_epoch = max(1, len(encoded) // config.batch_size)
     steps = per_epoch * config.epochs
     schedule = warmup_cosine(optimizer, steps, config.warmup)

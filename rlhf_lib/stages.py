@@ -107,11 +107,11 @@ def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard
 
 def reward_report(recipe: Recipe, reward_model, tokenizer, pairs: list[dict]) -> dict:
     """Held-out pairs of SFT samples: agreement with gold, beside it the baselines and the noise ceiling."""
-    prompts = [p["prompt"] for p in pairs for _ in range(2)]
-    responses = [p[key] for p in pairs for key in ("chosen", "rejected")]
-    scores = models.score_responses(reward_model, tokenizer, prompts, responses,
-                                    max_prompt_tokens=recipe.max_prompt_tokens).numpy()  # fmt: skip
-    chosen, rejected = scores[::2], scores[1::2]
+    distinct = list(dict.fromkeys((p["prompt"], p[key]) for p in pairs for key in ("chosen", "rejected")))
+    scores = models.score_responses(reward_model, tokenizer, *map(list, zip(*distinct, strict=True)),
+                                    max_prompt_tokens=recipe.max_prompt_tokens).tolist()  # fmt: skip
+    score = dict(zip(distinct, scores, strict=True))
+    chosen, rejected = (np.array([score[p["prompt"], p[key]] for p in pairs]) for key in ("chosen", "rejected"))
     length = np.array([[len(p["chosen"].split()), len(p["rejected"].split())] for p in pairs])
     gold = np.array([[p["gold_chosen"], p["gold_rejected"]] for p in pairs])
     differ = gold[:, 0] != gold[:, 1]

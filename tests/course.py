@@ -29,8 +29,9 @@ def execute(path: Path, save: bool) -> float:
             cell.outputs, cell.execution_count = [], None
     start = time.time()
     client = NotebookClient(
-        notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
-    )
+        notebook, timeout=3600, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(path.parent)}},
+    )  # fmt: skip
     client.execute()
     if save:
         tidy(notebook)

@@ -651,6 +651,20 @@ MUTANTS = [
         "test_ppo.py::test_optimizer_steps_are_updates_times_epochs_times_minibatches_and_lr_falls_to_0",
     ),
     (
+        "the policy learns while the critic should learn alone",
+        "ppo.py",
+        "(0.0 if critic_only else 1.0) * pg_loss",
+        "pg_loss",
+        "test_ppo.py::test_in_the_first_updates_only_the_critic_learns",
+    ),
+    (
+        "the critic is alone one update too few",
+        "ppo.py",
+        "critic_only=update <= config.critic_updates",
+        "critic_only=update < config.critic_updates",
+        "test_ppo.py::test_in_the_first_updates_only_the_critic_learns",
+    ),
+    (
         "no warmup",
         "ppo.py",
         "min((step + 1) / ramp, 1 - step / steps)",

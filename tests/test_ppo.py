@@ -688,6 +688,16 @@ def test_optimizer_steps_are_updates_times_epochs_times_minibatches_and_lr_falls
     assert RecordingAdamW.made[0]["eps"] == 1e-5 and RecordingAdamW.made[0]["weight_decay"] == 0
 
 
+def test_in_the_first_updates_only_the_critic_learns(cast, tokenizer):
+    original, seen = parameters_of(brief_policy(tokenizer)), []
+    rows, parts = cast(
+        updates=3, lr=1e-3, critic_updates=2, evaluate=lambda policy: seen.append(parameters_of(policy)) or {}
+    )
+    assert torch.equal(seen[0], original) and torch.equal(seen[1], original) and not torch.equal(seen[2], original)
+    assert rows[0]["val/loss"] > rows[1]["val/loss"]  # the critic has learnt in between
+    assert rows[1]["objective/kl"] == pytest.approx(0, abs=1e-3)
+
+
 def test_training_changes_policy_and_values_and_neither_reference_nor_reward_model(cast, tokenizer):
     original = parameters_of(brief_policy(tokenizer))
     rows, parts = cast(lr=1e-3)

@@ -1,5 +1,6 @@
 """The embedded world: splits that never meet, an honest judge that no obvious trick fools, noise that is known."""
 
+import csv
 import math
 import random
 import re
@@ -7,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from rlhf_lib.models import load_tokenizer
+from rlhf_lib.models import ASSETS, load_policy, load_tokenizer
 from rlhf_lib.tiny import (
     annotate,
     annotator_agreement,
@@ -298,3 +299,19 @@ def test_an_edit_gets_one_thing_wrong(kind, left):
 @pytest.mark.parametrize("kind", EDITS)
 def test_no_edit_is_as_good_as_the_honest_summary(kind):
     assert all(gold_score(post, _edit(post, kind, random.Random(i))) < 1 for i, post in enumerate(POSTS))
+
+
+def test_the_shipped_base_models_are_one_to_three_in_size_and_the_larger_models_unseen_text_better():
+    parameters, losses = [], []
+    for size in ("small", "medium"):
+        parameters.append(load_policy(f"tiny:{size}").num_parameters())
+        with open(ASSETS / f"base-{size}" / "curve.csv", newline="") as file:
+            losses.append(float(list(csv.DictReader(file))[-1]["validation_loss"]))
+    assert 2.5 < parameters[1] / parameters[0] < 3.5
+    assert losses[1] < losses[0]
+
+
+def test_the_shipped_weights_stay_within_twelve_megabytes_in_half_precision():
+    files = list(ASSETS.glob("*/*.safetensors"))
+    assert len(files) == 4  # two base models, SFT, reward model
+    assert sum(file.stat().st_size for file in files) < 12e6
