@@ -30,9 +30,7 @@ class LoRALinear(nn.Module):
         n_in, n_out = base.weight.shape if isinstance(base, Conv1D) else base.weight.shape[::-1]
         self.A = nn.Parameter(base.weight.new_empty(r, n_in))
         self.B = nn.Parameter(base.weight.new_zeros(n_out, r))
-        nn.init.kaiming_uniform_(
-            self.A, a=math.sqrt(5)
-        )  # as peft and the paper's code; the paper's text has a Gaussian
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as in peft; the paper's text has a Gaussian
         self.scale, self.dropout = alpha / r, dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

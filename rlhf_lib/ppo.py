@@ -2,7 +2,7 @@
 
 Follows Ziegler et al. 2019 (arXiv 1909.08593), Stiennon et al. 2020 (arXiv 2009.01325) and the details collected by
 Huang et al. 2024 (arXiv 2403.17031). Left out: adaptive KL control, reward scaling. Added: the critic learns alone in
-the first updates (value pretraining: Yuan et al. 2025, arXiv 2503.01491, section 4.1).
+the first updates (a short value pretraining, as in Yuan et al. 2025, arXiv 2503.01491).
 Everywhere (B, T) is responses x response tokens, and `response_mask` (bool, or 0 and 1) True means counted.
 """
 

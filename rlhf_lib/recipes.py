@@ -141,8 +141,8 @@ SMOKE = {  # what `--scale smoke` changes: the same code on a handful of example
     "reward.prompts": 24, "reward.edited_prompts": 16,
     "reward.demonstration_prompts": 8, "reward.validation_prompts": 16, "reward.batch_prompts": 8,
     "reward.eval_every": 2, "reward.save_every": 2,
-    "ppo.updates": 2, "ppo.critic_updates": 0, "ppo.batch_size": 8, "ppo.prompts": 32, "ppo.micro_batch_size": 4, "ppo.eval_every": 1,
-    "ppo.eval_prompts": 8, "ppo.exact_kl_every": 1, "ppo.save_every": 1, "eval.prompts": 16, "eval.n_boot": 100,
+    "ppo.updates": 2, "ppo.critic_updates": 0, "ppo.batch_size": 8, "ppo.prompts": 32, "ppo.micro_batch_size": 4,
+    "ppo.eval_every": 1, "ppo.eval_prompts": 8, "ppo.exact_kl_every": 1, "ppo.save_every": 1, "eval.prompts": 16, "eval.n_boot": 100,
 }  # fmt: skip
 
 

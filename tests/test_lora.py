@@ -40,8 +40,8 @@ def randomise(model):
                 matrix.data.normal_(std=0.1, generator=generator)
 
 
-def with_peft(model, targets, r, alpha, dropout=0.0):
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM",
+def with_peft(model, targets, r, alpha):
+    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM",
                         fan_in_fan_out="c_attn" in targets)  # fmt: skip
     return get_peft_model(model, config)
 
