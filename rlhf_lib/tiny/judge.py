@@ -12,8 +12,9 @@ from rlhf_lib.tiny import phrases as W
 from rlhf_lib.tiny.world import Post, pronouns
 
 MAX_WORDS = 36
-EARNS = {"relation": 0.15, "name": 0.15, "problem": 0.25, "tried": 0.20, "question": 0.25}
-WRONG = {"relation": -0.15, "name": -0.30, "problem": -0.25, "tried": -0.20, "question": -0.20}
+# A right name earns more than a wrong one costs: a policy that errs in one name of four must still gain by trying.
+EARNS = {"relation": 0.15, "name": 0.25, "problem": 0.25, "tried": 0.15, "question": 0.20}
+WRONG = {"relation": -0.15, "name": -0.20, "problem": -0.25, "tried": -0.20, "question": -0.20}
 REPEATED, DISTRACTOR, COPIED, UNCLEAN = -0.15, -0.15, -0.15, -0.15
 PRONOUN, ENDING, PER_EXTRA_WORD = -0.05, -0.10, -0.02
 
