@@ -953,6 +953,56 @@ MUTANTS = [
         "if False:",
         "test_rollout.py::test_broken_weights_do_not_sample_nonsense_in_silence",
     ),
+    # LoRA
+    (
+        "LoRA scales by alpha and forgets the rank",
+        "lora.py",
+        "self.scale, self.dropout = alpha / r, dropout",
+        "self.scale, self.dropout = alpha, dropout",
+        "test_lora.py::test_logits_and_gradients_equal_those_of_peft",
+    ),
+    (
+        "LoRA starts away from the base model",
+        "lora.py",
+        "base.weight.new_zeros(n_out, r)",
+        "base.weight.new_ones(n_out, r)",
+        "test_lora.py::test_it_starts_as_the_base_model",
+    ),
+    (
+        "LoRA trains the base layer too",
+        "lora.py",
+        "base.requires_grad_(False)",
+        "base",
+        "test_lora.py::test_a_two_by_two_example_by_hand",
+    ),
+    (
+        "LoRA leaves the rest of the model to learn",
+        "lora.py",
+        "    model.requires_grad_(False)\n",
+        "",
+        "test_lora.py::test_only_the_low_rank_matrices_learn",
+    ),
+    (
+        "dropout of LoRA acts in evaluation",
+        "lora.py",
+        "F.dropout(x, self.dropout, self.training)",
+        "F.dropout(x, self.dropout, True)",
+        "test_lora.py::test_dropout_acts_on_the_update_alone_and_only_in_training",
+    ),
+    (
+        "merging forgets the scale",
+        "lora.py",
+        "delta = self.scale * self.B @ self.A",
+        "delta = self.B @ self.A",
+        "test_lora.py::test_merging_keeps_the_function_and_removes_the_layers",
+    ),
+    (
+        "merging forgets that Conv1D is transposed",
+        "lora.py",
+        "delta.T if isinstance(self.base, Conv1D) else delta",
+        "delta",
+        "test_lora.py::test_merging_keeps_the_function_and_removes_the_layers",
+    ),
 ]
 
 

@@ -106,6 +106,7 @@ def test_a_two_by_two_example_by_hand():
     base.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     layer = LoRALinear(base, r=1, alpha=3)
     layer.A.data, layer.B.data = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0], [-1.0]])
+    assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["A", "B"]
     # A x = 1 + 2 * 2 = 5, B A x = (5, -5), times alpha / r = 3, plus x
     assert layer(torch.tensor([1.0, 2.0])).tolist() == [16.0, -13.0]
     assert layer.merged().weight.tolist() == [[4.0, 6.0], [-3.0, -5.0]]
