@@ -170,7 +170,7 @@ def update_step(rows: list[int], rollout: Rollout, batch: dict, actor_critic, op
                 critic_only: bool = False) -> dict:  # fmt: skip
     """One optimizer step on some rows of the rollout, by micro-batches weighted by their share of the tokens.
 
-    With `critic_only` the policy loss has weight 0, and the policy stays as it is.
+    With `critic_only` the policy gets no gradient and stays as it is.
     """
     total = int(rollout.response_mask[rows].sum())
     stats = {}
@@ -182,9 +182,11 @@ def update_step(rows: list[int], rollout: Rollout, batch: dict, actor_critic, op
             logprobs, values = actor_critic(part.input_ids, part.attention_mask, part.prompt_length, config.temperature)
         pg_loss, pg_stats = policy_loss(logprobs, old["logprobs"], old["advantages"], mask, config.cliprange)
         vf_loss, vf_stats = value_loss(values, old["values"], old["returns"], mask, config.cliprange_value)
-        accelerator.backward(((0.0 if critic_only else 1.0) * pg_loss + config.vf_coef * vf_loss) * share)
+        accelerator.backward((pg_loss + config.vf_coef * vf_loss) * share)
         for key, value in (pg_stats | vf_stats).items():
             stats[key] = stats.get(key, 0.0) + share * value
+    if critic_only:  # no gradient instead of a zero one, which Adam would count as a step
+        accelerator.unwrap_model(actor_critic).policy.zero_grad(set_to_none=True)
     stats["policy/grad_norm"] = float(accelerator.clip_grad_norm_(actor_critic.parameters(), config.max_grad_norm))
     optimizer.step()
     optimizer.zero_grad()

@@ -653,9 +653,16 @@ MUTANTS = [
     (
         "the policy learns while the critic should learn alone",
         "ppo.py",
-        "(0.0 if critic_only else 1.0) * pg_loss",
-        "pg_loss",
+        "if critic_only:",
+        "if False:",
         "test_ppo.py::test_in_the_first_updates_only_the_critic_learns",
+    ),
+    (
+        "Adam counts the critic's updates as steps of the policy",
+        "ppo.py",
+        "policy.zero_grad(set_to_none=True)",
+        "policy.zero_grad(set_to_none=False)",
+        "test_ppo.py::test_the_policys_first_step_after_the_critics_is_a_whole_one",
     ),
     (
         "the critic is alone one update too few",

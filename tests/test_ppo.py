@@ -698,6 +698,13 @@ def test_in_the_first_updates_only_the_critic_learns(cast, tokenizer):
     assert rows[1]["objective/kl"] == pytest.approx(0, abs=1e-3)
 
 
+def test_the_policys_first_step_after_the_critics_is_a_whole_one(cast, tokenizer):
+    """Adam's first step has size lr wherever the gradient is not 0, and a smaller one if it has counted zeros before."""
+    _, parts = cast(updates=4, epochs=1, minibatches=1, lr=1e-3, warmup=0, critic_updates=3)
+    moved = (parameters_of(parts["policy"]) - parameters_of(brief_policy(tokenizer))).abs()
+    assert moved.max() == pytest.approx(1e-3 / 4, rel=0.02)  # lr has fallen to a quarter
+
+
 def test_training_changes_policy_and_values_and_neither_reference_nor_reward_model(cast, tokenizer):
     original = parameters_of(brief_policy(tokenizer))
     rows, parts = cast(lr=1e-3)
