@@ -35,7 +35,7 @@ class RewardConfig:
     init: str = "base"
     """the body it starts from: "base" or "sft". SFT forgets much of what the base model knows about telling true claims
     from false ones, and the reward model needs just that; Stiennon et al. 2020 start from SFT."""
-    prompts: int = 1500
+    prompts: int = 1200
     """posts for which the SFT policy is sampled"""
     samples_per_prompt: int = 6
     """summaries a post; all pairs among them are compared, as in InstructGPT (arXiv 2203.02155, section 3.5)"""
@@ -61,7 +61,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
-    updates: int = 80
+    updates: int = 60
     """rollout batches"""
     batch_size: int = 64
     """responses an update"""
@@ -73,9 +73,9 @@ class PPOConfig:
     """optimizer steps an epoch"""
     micro_batch_size: int = 16
     """responses a forward pass; smaller saves memory and changes no result"""
-    lr: float = 3e-4
+    lr: float = 4e-4
     """peak learning rate; warmed up over `warmup` of the steps, then it falls linearly to 0"""
-    warmup: float = 0.1
+    warmup: float = 0.2
     critic_updates: int = 6
     """first updates in which only the critic learns. It starts from the reward model and has never valued half a summary;
     a policy that trusts it at once can unlearn for good what is risky and still worth its while, such as giving a name"""

@@ -91,17 +91,18 @@ def reference_summary(post: Post) -> str:
 def demonstration(post: Post, seed: int, faults: float = 0.7) -> str:
     """A summary as a hurried human writes it: mostly right, mostly incomplete, sometimes at fault.
 
-    Most leave out the name, or what was tried; so not even the most probable imitation is a complete summary. Further
-    faults, each drawn on its own, their rates times `faults`: no question, the wrong person, attempt or question, a
-    distractor dragged in, a statement said twice, a sentence or the title copied, an ending cut off.
+    More than half leave out the name, and more than half what was tried; so the most probable imitation is no complete
+    summary. Further faults, each drawn on its own: no question, the wrong person, attempt or question, a
+    distractor dragged in, a statement said twice, a sentence or the title copied, an ending cut off. All rates grow
+    with `faults`.
     """
     rng = random.Random(f"demo-{seed}-{post.facts}-{post.body}")
     who = _who(post, rng)
-    if rng.random() < 0.62:
+    if rng.random() < 0.30 + 0.32 * faults:
         who = rng.choice([f"My {post.relation}"] * 8 + [post.name, pronouns(post.gender)["He"]])
     elif rng.random() < 0.10 * faults:
         who = f"My {post.relation} {rng.choice(post.bystanders or W.WOMEN + W.MEN)}"
-    tried = None if rng.random() < 0.65 else post.tried
+    tried = None if rng.random() < 0.32 + 0.33 * faults else post.tried
     question = None if rng.random() < 0.15 * faults else post.question
     if tried and rng.random() < 0.06 * faults:
         tried = rng.choice(sorted(W.TRIED))
