@@ -11,7 +11,7 @@ from rlhf_lib.runtime import UsageError
 
 @dataclass(frozen=True)
 class SFTConfig:
-    examples: int = 6000
+    examples: int = 9000
     """demonstrations to train on"""
     validation_examples: int = 320
     epochs: int = 1
@@ -19,7 +19,7 @@ class SFTConfig:
     """demonstrations an optimizer step"""
     micro_batch_size: int = 16
     """demonstrations a forward pass; smaller saves memory and changes no result"""
-    lr: float = 5e-4
+    lr: float = 1e-3
     """peak learning rate; warmed up over `warmup` of the steps, then cosine to 0"""
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -61,7 +61,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
-    updates: int = 60
+    updates: int = 75
     """rollout batches"""
     batch_size: int = 64
     """responses an update"""
