@@ -1,0 +1,197 @@
+"""Each exercise: its stub is open, its folded solution is right, and likely mistakes are named."""
+
+import ast
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_notebooks import NOTEBOOKS, load
+
+from rlhf_lib import exercises
+from rlhf_lib.exercises import grade
+
+
+def imports(cells: list[dict]) -> dict:
+    """The names that a notebook imports, its setup cell aside."""
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code" and "start(RECIPE)" not in cell["source"]:
+            nodes = [n for n in ast.parse(cell["source"]).body if isinstance(n, ast.Import | ast.ImportFrom)]
+            exec(compile(ast.Module(nodes, []), "imports", "exec"), names)
+    return names
+
+
+def exercises_of(cells: list[dict]) -> dict[str, dict]:
+    """{function: its stub, its solution (source texts), and the notebook's imports}."""
+    found = {}
+    for cell in cells:
+        source = cell["source"]
+        if cell["cell_type"] == "code" and (match := re.search(r"exercises\.check_(\w+)\((\w+)\)", source)):
+            assert match[1] == match[2], f"{match[0]} checks another function"
+            found[match[1]] = {"cells": cells}
+    for cell in cells:
+        source = cell["source"]
+        for name in found:
+            if not re.search(rf"^def {name}\(", source, re.M):
+                continue
+            if cell["cell_type"] == "code":
+                found[name]["stub"] = source
+            elif match := re.search(
+                r"<details><summary>Solution</summary>\n\n```python\n(.+?)```.*</details>", source, re.S
+            ):
+                found[name]["solution"] = match[1]
+    return found
+
+
+ALL = {name: exercise for path in NOTEBOOKS for name, exercise in exercises_of(load(path)).items()}
+
+
+def verdict(name: str, source: str) -> str:
+    """What the check says to the function that `source` defines."""
+    names = imports(ALL[name]["cells"])
+    exec(source, names)
+    return getattr(exercises, f"check_{name}")(names[name])
+
+
+# (exercise, original text of its solution, patched text, words that the message must hold)
+MISTAKES = [
+    # 03_ppo_alignment/02_advantages_and_clipping
+    (
+        "n_step_advantage",
+        "if end < length:\n                advantages[row, t] += values[row, end]",
+        "if t + n < values.shape[1]:\n                advantages[row, t] += values[row, t + n]",
+        "critic at a pad",
+    ),
+    ("n_step_advantage", "if end < length", "if end < values.shape[1]", "values[row, length] is a pad's"),
+    ("n_step_advantage", "enumerate(response_mask.sum(-1).tolist())", "enumerate([6, 6])", "count the pads"),
+    ("n_step_advantage", " - values[row, t]", "", "do not subtract V_t"),
+    ("n_step_advantage", "if end < length", "if False", "does not stand in"),
+    ("n_step_advantage", "rewards[row, t:end]", "rewards[row, t:length][: n + 1]", "add n + 1 rewards"),
+    ("n_step_advantage", "rewards[row, t:end]", "rewards[row, t:length][: n - 1]", "add n - 1 rewards"),
+    (
+        "n_step_advantage",
+        "if end < length:\n                advantages[row, t] += values[row, end]",
+        "if t + n - 1 < length:\n                advantages[row, t] += values[row, t + n - 1]",
+        "one token too early",
+    ),
+    (
+        "n_step_advantage",
+        "if end < length:\n                advantages[row, t] += values[row, end]",
+        "if end + 1 < length:\n                advantages[row, t] += values[row, end + 1]",
+        "one token too late",
+    ),
+    (
+        "value_is_stopped",
+        "(clipped - returns).abs() > (values - returns).abs()",
+        "(values - old_values).abs() > cliprange_value",
+        "every value that left the clip range",
+    ),
+    (
+        "value_is_stopped",
+        "(clipped - returns).abs() > (values - returns).abs()",
+        "((values - old_values).abs() > cliprange_value) & ((values > old_values) == (returns > old_values))",
+        "shot past",
+    ),
+    ("value_is_stopped", "abs() >", "abs() <", "plain error is the larger"),
+    ("value_is_stopped", "abs() >", "abs() <=", "True must mean"),
+    ("value_is_stopped", "abs() >", "abs() >=", "compare strictly"),
+    (
+        "value_is_stopped",
+        "clamp(old_values - cliprange_value, old_values + cliprange_value)",
+        "clamp(returns - cliprange_value, returns + cliprange_value)",
+        "around old_values",
+    ),
+    ("minibatch_loss", "share = mask.sum() / total", "share = 1 / len(masks)", "every micro-batch has the same weight"),
+    ("minibatch_loss", "share = mask.sum() / total", "share = 1", "weights add up to 1"),
+    (
+        "minibatch_loss",
+        "share = mask.sum() / total",
+        "share = len(mask) / sum(len(m) for m in masks)",
+        "number of responses",
+    ),
+    (
+        "minibatch_loss",
+        "    return loss",
+        "    return sum(x[i][m[i]].mean() for x, m in zip(token_losses, masks) for i in range(len(m))) / sum(map(len, masks))",
+        "every response has the same weight",
+    ),
+    ("minibatch_loss", "total = sum(mask.sum()", "total = sum(mask.numel()", "pads among them"),
+    (
+        "minibatch_loss",
+        "    return loss",
+        "    return torch.cat([x.flatten() for x in token_losses]).mean()",
+        "losses of the pads",
+    ),
+    ("minibatch_loss", "share = mask.sum() / total", "share = mask.sum()", "do not divide"),
+]
+
+
+def test_a_notebook_with_exercises_has_three_each_with_stub_and_solution():
+    for path in NOTEBOOKS:
+        cells = load(path)
+        found = exercises_of(cells)
+        if any(re.search(r"^## Exercises", c["source"], re.M) for c in cells):
+            assert len(found) == 3, path.name
+        for name, exercise in found.items():
+            assert {"stub", "solution"} <= set(exercise), f"{path.name}: {name}"
+
+
+def test_every_check_is_used():
+    assert {name.removeprefix("check_") for name in vars(exercises) if name.startswith("check_")} == set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_stub_is_open_and_the_solution_right(name):
+    assert verdict(name, ALL[name]["stub"]).startswith("Your turn")
+    assert verdict(name, ALL[name]["solution"]) == "Right."
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_two_planted_mistakes_or_more(name):
+    assert sum(mistake[0] == name for mistake in MISTAKES) >= 2
+
+
+@pytest.mark.parametrize(("name", "original", "patched", "words"), MISTAKES)
+def test_a_planted_mistake_is_named(name, original, patched, words):
+    solution = ALL[name]["solution"]
+    assert solution.count(original) == 1, "the solution no longer holds the text to patch"
+    message = verdict(name, solution.replace(original, patched))
+    assert message.startswith("Not yet: ") and words in message
+
+
+# ------------------------------------------------------------------------------------------------------- grade
+
+
+def grade_double(answer: Callable) -> str:
+    """Grade an answer to "twice x", on numbers and on a list."""
+    wrong = {"you add two.": lambda x: x + 2}
+    return grade(answer, lambda x: 2 * x, [(torch.tensor([1.0, 3.0]),), (torch.tensor(4.0),)], wrong)
+
+
+def test_grade_tells_right_open_known_unknown_and_broken_answers_apart():
+    def unfinished(x):
+        raise NotImplementedError
+
+    assert grade_double(lambda x: x + x) == "Right."
+    assert grade_double(lambda x: x + x + 1e-7) == "Right."  # rounding
+    assert grade_double(unfinished).startswith("Your turn")
+    assert grade_double(lambda x: 2 + x) == "Not yet: you add two."
+    assert "gives tensor([1., 3.])" in grade_double(lambda x: x) and "[2., 6.]" in grade_double(lambda x: x)
+    assert "ZeroDivisionError" in grade_double(lambda x: 1 / 0)
+
+
+@pytest.mark.parametrize("nonsense", [None, "six", {}, (), [1, "two"], torch.zeros(5)])
+def test_grade_never_raises_on_nonsense(nonsense):
+    assert grade_double(lambda x: nonsense).startswith("Not yet: for ")
+
+
+def test_grade_keeps_an_answer_from_changing_the_cases_of_the_others():
+    def greedy(x):
+        return x.mul_(2)
+
+    cases = [(torch.tensor([1.0]),)]
+    assert grade(greedy, lambda x: 2 * x, cases, {}) == "Right."
+    assert cases[0][0].item() == 1
+    assert grade(lambda x: [1, 2], lambda x: [1, 2, 3], cases, {}).startswith("Not yet")
+    assert grade(lambda x: "a", lambda x: "a", cases, {}) == "Right."
