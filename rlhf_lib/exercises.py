@@ -44,7 +44,117 @@ def _same(a, b) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-# ------------------------------------------------------------------ 03_ppo_alignment/02_advantages_and_clipping
+# ------------------------------------------------------------------------------------- 03/01
+
+
+def check_response_logprobs(answer: Callable) -> str:
+    """answer(logits (B, L, V), input_ids (B, L), prompt_length, temperature) -> (B, T)."""
+
+    def slice_of(logits, ids, first, last, change=lambda x: x):
+        return change(logits[:, first:last]).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+
+    def truth(logits, ids, p, t):
+        return slice_of(logits, ids[:, p:], p - 1, -1, lambda x: x / t)
+
+    mistakes = {
+        "the shift is forgotten. Logits at a token's own column have already seen it; token t is scored by the logits at "
+        "column t - 1.": lambda logits, ids, p, t: slice_of(logits, ids[:, p:], p, None, lambda x: x / t),
+        "the shift is one column too wide: token t is scored by the logits at column t - 1, not t - 2.":
+            lambda logits, ids, p, t: slice_of(logits, ids[:, p:], p - 2, -2, lambda x: x / t),
+        "the first response token is missing. The logits at the last prompt column, prompt_length - 1, score it.":
+            lambda logits, ids, p, t: slice_of(logits, ids[:, p + 1 :], p, -1, lambda x: x / t),
+        "the prompt is scored too. The policy chose only the tokens from prompt_length on.":
+            lambda logits, ids, p, t: slice_of(logits, ids[:, 1:], 0, -1, lambda x: x / t),
+        "the temperature is forgotten: the tokens were drawn from softmax(logits / temperature).":
+            lambda logits, ids, p, t: slice_of(logits, ids[:, p:], p - 1, -1),
+        "the logits are multiplied by the temperature. Divide them.":
+            lambda logits, ids, p, t: slice_of(logits, ids[:, p:], p - 1, -1, lambda x: x * t),
+        "the temperature divides the log-probabilities, which then no longer add up to probability 1. Divide the logits, "
+        "before the softmax.": lambda logits, ids, p, t: slice_of(logits, ids[:, p:], p - 1, -1) / t,
+        "these are logits: log_softmax is missing.":
+            lambda logits, ids, p, t: (logits[:, p - 1 : -1] / t).gather(-1, ids[:, p:, None])[..., 0],
+        "these are probabilities: the logarithm is missing.": lambda *case: truth(*case).exp(),
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    cases = [
+        (torch.randn(2, 6, 4, generator=generator), torch.randint(4, (2, 6), generator=generator), p, t)
+        for p, t in ((3, 1.0), (2, 0.7))
+    ]
+    return grade(answer, truth, cases, mistakes)
+
+
+def check_kl_z(answer: Callable) -> str:
+    """answer(logprobs, ref_logprobs, exact_kl, mask), each (N, T) -> number."""
+
+    def gap(logprobs, ref, exact, mask):
+        return torch.where(mask, logprobs - ref - exact, 0.0).sum(-1)
+
+    def z(x, correction=1):
+        return (x.mean() / (x.std(correction=correction) / len(x) ** 0.5)).item()
+
+    mistakes = {
+        "the mask is missing: what stands behind the end of a response is counted.":
+            lambda logprobs, ref, exact, mask: z((logprobs - ref - exact).sum(-1)),
+        "the sign is flipped: sampled less exact, so that a sampled KL that is too low gives a negative z.":
+            lambda *case: -z(gap(*case)),
+        "the sampled KL is compared with 0. Its expected value is the exact KL, so compare it with that.":
+            lambda logprobs, ref, exact, mask: z(gap(logprobs, ref, torch.zeros_like(exact), mask)),
+        "this divides by the standard deviation of one response. The mean of N has a standard error of that over the "
+        "root of N.": lambda *case: (gap(*case).mean() / gap(*case).std()).item(),
+        "the tokens are treated as the independent draws. Sum over each response first; the responses are independent.":
+            lambda logprobs, ref, exact, mask: z((logprobs - ref - exact)[mask]),
+        "each response is averaged over its tokens. Sum them: the KL of a response is a sum.":
+            lambda *case: z(gap(*case) / case[3].sum(-1)),
+        "this is the difference in nats: divide it by its standard error.": lambda *case: gap(*case).mean().item(),
+        "the standard deviation divides by N. Its mean was estimated from the same N responses, so divide by N - 1.":
+            lambda *case: z(gap(*case), correction=0),
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    logprobs, ref, exact = (
+        torch.rand(3, 5, 4, generator=generator) + torch.tensor([-3.0, -3.2, 0.0]).view(3, 1, 1)
+    ).unbind()
+    mask = torch.arange(4) < torch.tensor([4, 2, 3, 1, 4])[:, None]
+    return grade(answer, lambda *case: z(gap(*case)), [(logprobs, ref, exact, mask)], mistakes)
+
+
+def check_k3_loss_gradient(answer: Callable) -> str:
+    """answer(logits (V,), ref_logits (V,)) -> expected gradient of k3 as a loss on fixed samples, (V,)."""
+
+    def k3(logp, logq):
+        return torch.expm1(logq - logp) - (logq - logp)
+
+    def gradient(loss):
+        def of(logits, ref_logits):
+            logits = logits.clone().requires_grad_()
+            value = loss(logits.log_softmax(-1), ref_logits.log_softmax(-1))
+            return torch.autograd.grad(value, logits)[0]
+
+        return of
+
+    truth = gradient(lambda logp, logq: (logp.detach().exp() * k3(logp, logq)).sum())
+    mistakes = {
+        "the sign is flipped: this is the direction in which the loss falls.": lambda *case: -truth(*case),
+        "the weights are differentiated too. The samples are fixed when the loss is taken, so detach the probabilities "
+        "that weight them. (What you have is the gradient of KL(policy || ref).)":
+            gradient(lambda logp, logq: (logp.exp() * k3(logp, logq)).sum()),
+        "here k3 is a number that multiplies the gradient of the log-probability: that is k3 in the reward.":
+            gradient(lambda logp, logq: (logp.exp() * k3(logp, logq).detach()).sum()),
+        "the ratio in k3 is upside down: samples come from the policy, so it is ref / policy.":
+            gradient(lambda logp, logq: (logp.detach().exp() * k3(logq, logp)).sum()),
+        "the weights are those of the reference. The samples come from the policy.":
+            gradient(lambda logp, logq: (logq.exp() * k3(logp, logq)).sum()),
+        "the weights are missing: a token counts as often as the policy draws it.":
+            gradient(lambda logp, logq: k3(logp, logq).sum()),
+        "the loss is k1, whose expected gradient is 0 everywhere.":
+            gradient(lambda logp, logq: (logp.detach().exp() * (logp - logq)).sum()),
+        "the loss is k2, not k3.": gradient(lambda logp, logq: (logp.detach().exp() * 0.5 * (logp - logq).square()).sum()),
+    }  # fmt: skip
+    cases = [(torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.0, 1.0, -0.5])),
+             (torch.tensor([0.0, 0.3, -0.2, 1.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]))]  # fmt: skip
+    return grade(answer, truth, cases, mistakes)
+
+
+# ------------------------------------------------------------------------------------- 03/02
 
 
 def check_n_step_advantage(answer: Callable) -> str:

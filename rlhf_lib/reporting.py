@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_rgb
 
 from rlhf_lib.runtime import Paths, write_atomic, write_csv
 
@@ -112,6 +113,46 @@ def plot_proxy_and_gold(rows: list[dict], folder: Path):
         {k: row[k] for k in ("step", "eval/scores", "eval/gold", "objective/kl")} for row in rows if "eval/gold" in row
     ]
     return save_figure(figure, folder, "proxy_and_gold", kept)
+
+
+def plot_xray(tokenizer, batch, record: dict, row: int, folder: Path, pads: int = 2, name: str = "xray"):
+    """Response `row` of a rollout, one line a token, with everything that PPO computes about it.
+
+    `batch` is the Rollout, `record` what `ppo.collect` made of it. Blue is below 0 and orange above, white is 0; each
+    column has its own scale, log-probability and reference share one. The first `pads` tokens behind the end are shown
+    in grey: nothing counts them.
+    """
+    mask = batch.response_mask[row].cpu().numpy()
+    end = min(len(mask), int(mask.sum()) + pads)
+    tokens = [repr(tokenizer.decode([int(i)])) for i in batch.input_ids[row, batch.prompt_length :][:end]]
+    numbers = {key: value[row, :end].cpu().double().numpy() for key, value in record.items()}
+    columns = {
+        "log-prob\n(nats)": numbers["logprobs"], "reference\n(nats)": numbers["ref_logprobs"],
+        "KL (k1)\n(nats)": numbers["logprobs"] - numbers["ref_logprobs"], "reward\n(score)": numbers["rewards"],
+        "value\n(score)": numbers["values"], "advantage\n(whitened)": numbers["advantages"],
+        "return\n(score)": numbers["returns"],
+    }  # fmt: skip
+    table, counted = np.stack(list(columns.values()), 1), mask[:end]  # (end, 7), (end,)
+    scale = np.abs(table[counted]).max(0).clip(min=0.05)
+    scale[:2] = scale[:2].max()
+    strength = (np.abs(table) / scale).clip(max=1)[..., None]
+    hue = np.where(table[..., None] < 0, to_rgb(COLOURS["sft"]), to_rgb(COLOURS["ppo"]))
+    colours = np.where(counted[:, None, None], 1 - strength * (1 - hue), 0.92)  # (end, 7, 3)
+    figure, axis = plt.subplots(figsize=(9, 0.26 * end + 0.9))
+    axis.imshow(colours, aspect="auto")
+    for i, j in np.ndindex(*table.shape):
+        ink = "#888888" if not counted[i] else "white" if strength[i, j, 0] > 0.6 else COLOURS["ink"]
+        axis.text(j, i, f"{round(table[i, j], 2) + 0.0:.2f}", ha="center", va="center", color=ink, fontsize=9)
+    axis.set_xticks(range(len(columns)), columns, fontsize=9)
+    axis.set_yticks(range(end), [f"{token}  {'●' if c else '○'}" for token, c in zip(tokens, counted, strict=True)])
+    axis.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False, length=0, labelsize=9)
+    axis.set_ylabel("response token (● counted by the mask, ○ not)")
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    names = [key.split("\n")[0] for key in columns]
+    rows = [{"token": token, **dict(zip(names, line, strict=True)), "counted": int(c)}
+            for token, line, c in zip(tokens, table.tolist(), counted, strict=True)]  # fmt: skip
+    return save_figure(figure, folder, name, rows)
 
 
 def plot_comparison(report: dict, folder: Path):

@@ -56,6 +56,34 @@ def verdict(name: str, source: str) -> str:
 
 # (exercise, original text of its solution, patched text, words that the message must hold)
 MISTAKES = [
+    # 03_ppo_alignment/01_rollouts_and_kl
+    ("response_logprobs", "prompt_length - 1 : -1", "prompt_length:", "shift is forgotten"),
+    ("response_logprobs", "prompt_length - 1 : -1", "prompt_length - 2 : -2", "one column too wide"),
+    ("response_logprobs", " / temperature", "", "temperature is forgotten"),
+    ("response_logprobs", " / temperature", " * temperature", "Divide them"),
+    ("response_logprobs", "log_softmax(-1)", "softmax(-1)", "logarithm is missing"),
+    ("response_logprobs", "before.log_softmax(-1)", "before", "log_softmax is missing"),
+    (
+        "kl_z",
+        "torch.where(mask, logprobs - ref_logprobs - exact_kl, 0)",
+        "logprobs - ref_logprobs - exact_kl",
+        "mask is missing",
+    ),
+    ("kl_z", "difference.sum(-1)", "difference[mask]", "responses are independent"),
+    ("kl_z", "logprobs - ref_logprobs - exact_kl", "exact_kl - logprobs + ref_logprobs", "sign is flipped"),
+    ("kl_z", " - exact_kl", "", "compared with 0"),
+    ("kl_z", " / len(gap) ** (1 / 2)", "", "standard error"),
+    ("kl_z", "difference.sum(-1)", "difference.sum(-1) / mask.sum(-1)", "Sum them"),
+    ("k3_loss_gradient", "logp.detach().exp()", "logp.exp()", "detach"),
+    ("k3_loss_gradient", "logp.detach().exp() * k3", "logp.exp() * k3.detach()", "k3 in the reward"),
+    (
+        "k3_loss_gradient",
+        "(logq - logp).exp() - 1 - (logq - logp)",
+        "(logp - logq).exp() - 1 - (logp - logq)",
+        "upside down",
+    ),
+    ("k3_loss_gradient", "logp.detach().exp() * k3", "logq.exp() * k3", "weights are those of the reference"),
+    ("k3_loss_gradient", "return torch", "return -torch", "sign is flipped"),
     # 03_ppo_alignment/02_advantages_and_clipping
     (
         "n_step_advantage",
@@ -155,7 +183,7 @@ def test_two_planted_mistakes_or_more(name):
 @pytest.mark.parametrize(("name", "original", "patched", "words"), MISTAKES)
 def test_a_planted_mistake_is_named(name, original, patched, words):
     solution = ALL[name]["solution"]
-    assert solution.count(original) == 1, "the solution no longer holds the text to patch"
+    assert original in solution, "the solution no longer holds the text to patch"
     message = verdict(name, solution.replace(original, patched))
     assert message.startswith("Not yet: ") and words in message
 
