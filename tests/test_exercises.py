@@ -27,9 +27,10 @@ def exercises_of(cells: list[dict]) -> dict[str, dict]:
     found = {}
     for cell in cells:
         source = cell["source"]
-        if cell["cell_type"] == "code" and (match := re.search(r"exercises\.check_(\w+)\((\w+)\)", source)):
-            assert match[1] == match[2], f"{match[0]} checks another function"
-            found[match[1]] = {"cells": cells}
+        checks = re.findall(r"exercises\.check_(\w+)\((\w+)\)", source) if cell["cell_type"] == "code" else []
+        for check, name in checks:
+            assert check == name, f"check_{check} checks {name}"
+            found[check] = {"cells": cells}
     for cell in cells:
         source = cell["source"]
         for name in found:
