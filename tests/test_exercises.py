@@ -57,6 +57,33 @@ def verdict(name: str, source: str) -> str:
 
 # (exercise, original text of its solution, patched text, words that the message must hold)
 MISTAKES = [
+    # 01_supervised_finetuning/01_data_and_baseline
+    ("fit_prompt", "body[start:]", "body[-room:]", "body[-0:] is body"),
+    ("fit_prompt", "max(0, len(body) - room)", "len(body) - room", "stop at 0"),
+    ("fit_prompt", "body[start:]", "body[:room]", "loses its end"),
+    ("fit_prompt", " - len(cue)", "", "cue is not counted"),
+    (
+        "fit_prompt",
+        "return header + body[start:] + cue",
+        "return (header + body + cue)[-max_tokens:]",
+        "header with it",
+    ),
+    (
+        "clean_test_rows",
+        "facts for _, facts, _ in train}\n    return [row for row in test if row[1]",
+        "prompt for prompt, _, _ in train}\n    return [row for row in test if row[0]",
+        "you compare prompts",
+    ),
+    (
+        "clean_test_rows",
+        "facts for _, facts, _ in train}\n    return [row for row in test if row[1]",
+        "row for row in train}\n    return [row for row in test if row",
+        "whole rows",
+    ),
+    ("clean_test_rows", "not in", "in", "rows that must go"),
+    ("worth_stating", "expected > 0", "p_right > 1 / 2", "prices differ"),
+    ("worth_stating", "+ (1", "- (1", "negative already"),
+    ("worth_stating", "(1 - p_right) * costs", "costs", "full cost every time"),
     # 03_ppo_alignment/01_rollouts_and_kl
     ("response_logprobs", "prompt_length - 1 : -1", "prompt_length:", "shift is forgotten"),
     ("response_logprobs", "prompt_length - 1 : -1", "prompt_length - 2 : -2", "one column too wide"),
