@@ -96,3 +96,89 @@ def check_worth_stating(answer: Callable) -> str:
     p = torch.tensor([0.46, 0.49, 0.6, 0.6, 0.3, 0.1])
     earns, costs = torch.tensor([[0.25, 0.25, 0.15, 0.2, 0.4, 0.3], [-0.2, -0.25, -0.2, -0.5, -0.1, -0.25]])
     return grade(answer, positive(lambda p, e, c: p * e + (1 - p) * c), [(p, earns, costs)], mistakes)
+
+
+# ------------------------------------------------------------------------------------- 01/02
+
+
+def check_completion_labels(answer: Callable) -> str:
+    """answer(ids (B, L), prompt_lengths (B,), lengths (B,)) -> labels (B, L); PAD is EOS and stands on the right."""
+
+    def labels(before=0, behind=0, ignore=-100, keep=lambda ids: torch.ones_like(ids, dtype=torch.bool)):
+        """The right function, or one whose learnt stretch begins `before` too early and ends `behind` too late."""
+
+        def function(ids, prompt_lengths, lengths):
+            column = torch.arange(ids.shape[1])
+            learnt = (column >= prompt_lengths[:, None] - before) & (column < lengths[:, None] + behind)
+            return ids.masked_fill(~(learnt & keep(ids)), ignore)
+
+        return function
+
+    mistakes = {
+        "EOS is lost. PAD has the same id here, so mask by position: lengths counts the EOS.": labels(
+            keep=lambda ids: ids != 0
+        ),
+        "one pad is learnt. The last counted column is lengths - 1.": labels(behind=1),
+        "all pads are learnt, so the model sees many EOS for one. Stop at lengths.": labels(behind=9),
+        "the prompt is learnt too. Mask the columns below prompt_lengths.": labels(before=9),
+        "the last prompt token is learnt. It predicts the completion, but a label stands in its own column: "
+        "transformers shifts by itself.": labels(before=1),
+        "the first completion token is lost. It stands at column prompt_lengths.": labels(before=-1),
+        "the labels are shifted, and transformers shifts them once more. Leave each label in its own column.":
+            lambda *case: torch.nn.functional.pad(labels()(*case)[:, 1:], (0, 1), value=-100),
+        "what is ignored must be -100. 0 is a token, here EOS itself.": labels(ignore=0),
+    }  # fmt: skip
+    ids = torch.tensor([[5, 6, 7, 8, 0, 0, 0], [5, 9, 0, 0, 0, 0, 0], [4, 5, 6, 7, 8, 9, 0]])
+    return grade(answer, labels(), [(ids, torch.tensor([2, 1, 3]), torch.tensor([5, 3, 7]))], mistakes)
+
+
+def check_endings(answer: Callable) -> str:
+    """answer(p_eos (T,)) -> (share of texts that end by themselves, mean number of tokens)."""
+
+    def going_on(p):
+        return (1 - p).cumprod(0)
+
+    def share(p):
+        return 1 - going_on(p)[-1]
+
+    def tokens(p):
+        return 1 + going_on(p)[:-1].sum()
+
+    def of_finished(p):
+        ends = p * torch.cat([torch.ones(1), going_on(p)[:-1]])
+        return (ends * torch.arange(1, len(p) + 1)).sum() / share(p)
+
+    mistakes = {
+        "you add the chances up. Each holds only while the text goes on: multiply the chances of going on.":
+            lambda p: (p.sum(), tokens(p)),
+        "the share is that of the texts that are cut. Subtract it from 1.": lambda p: (1 - share(p), tokens(p)),
+        "one over the probability is the mean without a limit. Here writing stops after T tokens.":
+            lambda p: (share(p), 1 / p.mean()),
+        "the first token is missing from the mean: every text has it.": lambda p: (share(p), tokens(p) - 1 + going_on(p)[-1]),
+        "the mean is one token too long for texts that are cut. After the limit nothing is written.":
+            lambda p: (share(p), 1 + going_on(p).sum()),
+        "the mean leaves out the texts that are cut. They count with T tokens.": lambda p: (share(p), of_finished(p)),
+    }  # fmt: skip
+    cases = [(torch.tensor([0.1, 0.2, 0.5, 0.3]),), (torch.full((10,), 0.05),)]
+    return grade(answer, lambda p: (share(p), tokens(p)), cases, mistakes)
+
+
+def check_habit_at_temperature(answer: Callable) -> str:
+    """answer(share, temperature) -> share of the samples at this temperature."""
+
+    def normalised(weight):
+        return lambda share, t: weight(share, t) / (weight(share, t) + weight(1 - share, t))
+
+    mistakes = {
+        "the two probabilities no longer add up to 1: divide by their sum.": lambda share, t: share ** (1 / t),
+        "it is the wrong way round: a low temperature must sharpen. The exponent is 1 / temperature.": normalised(
+            lambda share, t: share**t
+        ),
+        "you divide the probabilities by the temperature. Divide the logits, their logarithms.": lambda share, t: (
+            torch.sigmoid((2 * share - 1) / t)
+        ),
+        "the temperature has no effect: divided by their sum, both probabilities are what they were. Divide the logits.":
+            lambda share, t: share,
+    }  # fmt: skip
+    shares = torch.tensor([0.4, 0.5, 0.46, 0.83, 0.94])
+    return grade(answer, normalised(lambda share, t: share ** (1 / t)), [(shares, 0.5), (shares, 2.0)], mistakes)
