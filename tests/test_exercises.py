@@ -112,6 +112,22 @@ MISTAKES = [
         "share / temperature, (1 - share) / temperature",
         "Divide the logits",
     ),
+    # 02_reward_modeling/01_preference_data
+    ("pairs_of_ranking", "groups[i + 1 :]", "groups[i + 1 : i + 2]", "neighbours only"),
+    ("pairs_of_ranking", "groups[i + 1 :]", "groups[i:]", "group with itself"),
+    ("pairs_of_ranking", "(a, b) for", "(b, a) for", "turned round"),
+    ("majority_right", "n // 2 + 1", "n // 2", "count a minority"),
+    ("majority_right", "n // 2 + 1", "n", "all n are right"),
+    ("majority_right", "math.comb(n, k) * ", "", "number of ways"),
+    ("best_scale", "-signed_gaps / scale", "-abs(signed_gaps) / scale", "Keep the sign"),
+    ("best_scale", "-signed_gaps / scale", "signed_gaps / scale", "sign turned"),
+    (
+        "best_scale",
+        "-np.log(1 + np.exp(-signed_gaps / scale))",
+        "(1 / (1 + np.exp(-signed_gaps / scale)))",
+        "add logarithms",
+    ),
+    ("best_scale", " / scale", " * scale", "you multiply by the scale"),
     # 03_ppo_alignment/01_rollouts_and_kl
     ("response_logprobs", "prompt_length - 1 : -1", "prompt_length:", "shift is forgotten"),
     ("response_logprobs", "prompt_length - 1 : -1", "prompt_length - 2 : -2", "one column too wide"),
