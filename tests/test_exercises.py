@@ -128,6 +128,28 @@ MISTAKES = [
         "add logarithms",
     ),
     ("best_scale", " / scale", " * scale", "you multiply by the scale"),
+    # 02_reward_modeling/02_bradley_terry_reward_model
+    ("vote_loss", " + lost * F.logsigmoid(-margins)", "", "votes for b are missing"),
+    ("vote_loss", "F.logsigmoid(-margins)", "F.logsigmoid(margins)", "not turned round"),
+    ("vote_loss", "total / annotators.sum()", "total / len(margins)", "number of pairs"),
+    ("vote_loss", "    lost =", "    votes = annotators * (votes > annotators / 2)\n    lost =", "majority's vote"),
+    (
+        "model_distance",
+        "for p in prompt.unique():\n        difference[prompt == p] -= difference[prompt == p].mean()",
+        "difference -= difference.mean()",
+        "one constant",
+    ),
+    ("model_distance", "difference[prompt == p] -= difference[prompt == p].mean()", "pass", "no constant"),
+    ("model_distance", ".sqrt()", "", "mean square"),
+    (
+        "pushes",
+        "gradient[winner] -= surprise\n        gradient[loser] += surprise",
+        "gradient[winner] += surprise\n        gradient[loser] -= surprise",
+        "sign is flipped",
+    ),
+    ("pushes", "scores[loser] - scores[winner]", "scores[winner] - scores[loser]", "the surprise"),
+    ("pushes", "-= surprise\n        gradient[loser] +=", "= -surprise\n        gradient[loser] =", "last pair only"),
+    ("pushes", "        gradient[loser] += surprise\n", "", "losers are not pushed"),
     # 03_ppo_alignment/01_rollouts_and_kl
     ("response_logprobs", "prompt_length - 1 : -1", "prompt_length:", "shift is forgotten"),
     ("response_logprobs", "prompt_length - 1 : -1", "prompt_length - 2 : -2", "one column too wide"),

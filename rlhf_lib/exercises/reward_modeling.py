@@ -98,3 +98,105 @@ def check_best_scale(answer: Callable) -> str:
     gaps = np.array([0.8, 0.8, 0.7, 0.6, 0.6, 0.5, 0.4, 0.4, -0.1, -0.1, -0.1, -0.1, -0.1, -0.1, -0.5])
     scales = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0]
     return grade(answer, best(lambda gaps, s: log_likelihood(gaps / s)), [(gaps, scales)], mistakes)
+
+
+# ------------------------------------------------------------------------------------- 02/02
+
+
+def check_vote_loss(answer: Callable) -> str:
+    """answer(margins, votes, annotators), each (N,) -> mean loss of a vote."""
+
+    def loss(margins, votes, others):
+        return -(votes * logsigmoid(margins) + others * logsigmoid(-margins))
+
+    def truth(margins, votes, annotators):
+        return loss(margins, votes, annotators - votes).sum() / annotators.sum()
+
+    mistakes = {
+        "the votes for b are missing. They too are choices, with the margin turned round.": lambda m, v, n: (
+            loss(m, v, 0 * v).sum() / n.sum()
+        ),
+        "the margin is not turned round for the votes for b.": lambda m, v, n: loss(m, n, 0 * v).sum() / n.sum(),
+        "the majority's vote stands for all. A close vote must ask for a small margin.": lambda m, v, n: (
+            loss(m, n * (v > n / 2), n * (v <= n / 2)).sum() / n.sum()
+        ),
+        "every pair has the same weight. Every vote must count the same: divide by all votes.": lambda m, v, n: (
+            loss(m, v, n - v) / n
+        ).mean(),
+        "you divide by the number of pairs. Divide by the number of votes.": lambda m, v, n: loss(m, v, n - v).mean(),
+        "you do not divide by the number of votes.": lambda m, v, n: loss(m, v, n - v).sum(),
+        "the sign is flipped: this is the log-likelihood.": lambda *case: -truth(*case),
+        "votes for a and for b are exchanged.": lambda m, v, n: loss(m, n - v, v).sum() / n.sum(),
+    }
+    margins = torch.tensor([1.5, -0.5, 0.2, 3.0])
+    votes, annotators = torch.tensor([[3.0, 1.0, 2.0, 4.0], [4.0, 1.0, 5.0, 4.0]])
+    return grade(answer, truth, [(margins, votes, annotators)], mistakes)
+
+
+def check_model_distance(answer: Callable) -> str:
+    """answer(scores_a, scores_b, prompt), each (N,) -> root mean square of what cannot be shifted away."""
+
+    def without_shift(prompt, difference):
+        return torch.cat([difference[prompt == p] - difference[prompt == p].mean() for p in prompt.unique()])
+
+    def rms(x):
+        return x.square().mean().sqrt()
+
+    def truth(a, b, prompt):
+        return rms(without_shift(prompt, a - b))
+
+    mistakes = {
+        "no constant is taken off. Two models that differ by one are the same to every pair.": lambda a, b, prompt: rms(
+            a - b
+        ),
+        "one constant is taken off for all prompts. No pair compares two prompts, so each has its own.": lambda a, b, prompt: (
+            rms(a - b - (a - b).mean())
+        ),
+        "this is the mean square: take its root.": lambda *case: truth(*case) ** 2,
+        "every prompt has the same weight. Every summary must count the same.": lambda a, b, prompt: (
+            sum(rms(without_shift(prompt[prompt == p], (a - b)[prompt == p])) for p in prompt.unique())
+            / len(prompt.unique())
+        ),
+        "the unit is divided away. It is not arbitrary: doubling a model's scores makes it surer.": lambda a, b, prompt: (
+            rms(without_shift(prompt, a / a.std() - b / b.std()))
+        ),
+        "positive and negative differences cancel: square them.": lambda a, b, prompt: 0.0,
+    }
+    prompt = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2])
+    a = torch.tensor([0.5, 1.5, -1.0, 0.0, 2.0, 0.3, 0.1, -0.4, 1.0])
+    b = a + torch.tensor([3.0, -2.0, 0.5])[prompt] + torch.tensor([0.1, -0.2, 0.4, 0.0, -0.3, 0.9, 0.2, -0.6, 0.3])
+    return grade(answer, truth, [(a, b, prompt)], mistakes)
+
+
+def check_pushes(answer: Callable) -> str:
+    """answer(scores (K,), pairs), a list of (winner, loser) -> gradient of the summed loss by the scores, (K,)."""
+
+    def gradient(push=lambda margin: torch.sigmoid(-margin), winner=-1, loser=1, add=True):
+        def function(scores, pairs):
+            total = torch.zeros_like(scores)
+            for w, l in pairs:  # noqa: E741
+                force = push(scores[w] - scores[l])
+                total[w] = add * total[w] + winner * force
+                total[l] = add * total[l] + loser * force
+            return total
+
+        return function
+
+    truth = gradient()
+    mistakes = {
+        "the sign is flipped: the gradient points where the loss rises, so it is negative for a winner.": gradient(
+            winner=1, loser=-1
+        ),
+        "you take the probability of the choice that was made. The push is the surprise, the probability of the other "
+        "choice.": gradient(torch.sigmoid),
+        "the losers are not pushed. Each pair lowers its loser as much as it lifts its winner.": gradient(loser=0),
+        "the winners are not pushed. Each pair lifts its winner as much as it lowers its loser.": gradient(winner=0),
+        "a summary keeps the push of its last pair only. Add up the pushes of all its pairs.": gradient(add=False),
+        "you divide by the number of pairs. The summed loss is asked for.": lambda scores, pairs: (
+            truth(scores, pairs) / len(pairs)
+        ),
+        "every pair pushes with the same force. A pair that is learnt must fall silent.": gradient(torch.ones_like),
+        "every pair pushes both of its scores the same way. The loser's push has the other sign.": gradient(loser=-1),
+    }
+    cases = [(torch.tensor([1.0, 0.0, -0.5, 2.0]), [(0, 1), (0, 2), (2, 3), (3, 1), (1, 0)])]
+    return grade(answer, truth, cases, mistakes)
