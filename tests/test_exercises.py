@@ -246,6 +246,24 @@ MISTAKES = [
         "losses of the pads",
     ),
     ("minibatch_loss", "share = mask.sum() / total", "share = mask.sum()", "do not divide"),
+    # 03_ppo_alignment/03_ppo_training
+    ("beta_for_kl", "kl > budget", "kl < budget", "upper end"),
+    ("beta_for_kl", "(logp.exp() * (logp - ref.log()))", "(ref * (ref.log() - logp))", "wrong way round"),
+    ("beta_for_kl", "score / beta", "score * beta", "upper end"),
+    ("beta_for_kl", "return beta", "return 1 / beta", "divides the score by beta"),
+    ("explained_variance", "values[mask], returns[mask]", "values, returns", "mask is missing"),
+    ("explained_variance", "(r - v).var() / r.var()", "(r - v).square().mean() / r.var(correction=0)", "an offset"),
+    ("explained_variance", "/ r.var()", "/ v.var()", "variance of the values"),
+    (
+        "explained_variance",
+        "1 - (r - v).var() / r.var()",
+        "torch.corrcoef(torch.stack([v, r]))[0, 1] ** 2",
+        "squared correlation",
+    ),
+    ("penalised_scores", "(response_ids == eos_id).any(-1)", "response_ids[:, -1] == eos_id", "last column only"),
+    ("penalised_scores", "(response_ids == eos_id)", "(response_ids[:, :-1] == eos_id)", "fills every column"),
+    ("penalised_scores", "scores - penalty", "scores + penalty", "subtract the penalty"),
+    ("penalised_scores", "~finished", "finished", "fine the responses that ended"),
 ]
 
 

@@ -229,3 +229,95 @@ def check_minibatch_loss(answer: Callable) -> str:
         "you do not divide by the number of counted tokens.": weighted(torch.sum, lambda masks: 1),
     }
     return grade(answer, weighted(torch.sum, tokens), [(losses, masks), (losses[:2], masks[:2])], mistakes)
+
+
+# ------------------------------------------------------------------------------------- 03/03
+
+
+def check_beta_for_kl(answer: Callable) -> str:
+    """answer(ref (Y,), score (Y,), budget) -> the β at which the best policy has this KL."""
+
+    def search(kl_of):
+        def of(ref, score, budget):
+            low, high = 0.01, 100.0
+            for _ in range(100):
+                beta = (low + high) / 2
+                logp, logq = (ref.log() + score / beta).log_softmax(0), ref.log()
+                low, high = (beta, high) if kl_of(logp, logq) > budget else (low, beta)
+            return beta
+
+        return of
+
+    truth = search(lambda logp, logq: (logp.exp() * (logp - logq)).sum())
+    mistakes = {
+        "the search ran into its upper end. The score is divided by beta, so a larger beta gives a smaller KL: raise beta only while the KL is above the "
+        "budget.": lambda *case: 100.0,
+        "the search ran into its lower end. The score is divided by beta, so a smaller beta gives a larger KL: lower beta only while the KL is below the "
+        "budget.": lambda *case: 0.01,
+        "the KL is the wrong way round. The policy writes the texts, so its probabilities weight the log-ratio.": search(
+            lambda logp, logq: (logq.exp() * (logq - logp)).sum()
+        ),
+        "this is 1 / beta. The best policy divides the score by beta.": lambda *case: 1 / truth(*case),
+    }
+    ref, score = torch.tensor([[0.7, 0.299, 0.001], [0.0, 1.0, 4.0]], dtype=torch.float64)
+    return grade(answer, truth, [(ref, score, 0.3), (ref, score, 2.0)], mistakes)
+
+
+def check_explained_variance(answer: Callable) -> str:
+    """answer(values, returns, mask), each (B, T) -> ()."""
+
+    def masked(rule):
+        return lambda values, returns, mask: rule(values[mask], returns[mask])
+
+    def truth(v, r):
+        return 1 - (r - v).var() / r.var()
+
+    def by_response(values, returns, mask):
+        return sum(truth(v[m], r[m]) for v, r, m in zip(values, returns, mask)) / len(mask)
+
+    mistakes = {
+        "the mask is missing: what stands behind the end of a response is counted.": lambda v, r, m: truth(v, r),
+        "an offset is held against the critic. Take the variance of the error, not its mean square.": masked(
+            lambda v, r: 1 - (r - v).square().mean() / r.var(correction=0)
+        ),
+        "you divide by the variance of the values. A critic is measured by the returns that it had to foresee.": masked(
+            lambda v, r: 1 - (r - v).var() / v.var()
+        ),
+        "this is the share that the critic does not explain: subtract it from 1.": masked(lambda v, r: 1 - truth(v, r)),
+        "this is a squared correlation. It forgives a critic whose values are too large by a factor.": masked(
+            lambda v, r: torch.corrcoef(torch.stack([v, r]))[0, 1] ** 2
+        ),
+        "you average over responses. Take all counted tokens of the batch together.": by_response,
+    }
+    generator = torch.Generator().manual_seed(0)
+    returns = torch.randn(3, 5, generator=generator)
+    values = 0.5 * returns + 0.4 * torch.randn(3, 5, generator=generator) + 0.7
+    mask = torch.arange(5) < torch.tensor([5, 2, 3])[:, None]
+    return grade(answer, masked(truth), [(values, returns, mask)], mistakes)
+
+
+def check_penalised_scores(answer: Callable) -> str:
+    """answer(scores (B,), response_ids (B, T), eos_id, penalty) -> (B,)."""
+
+    def fined(finished, fine=lambda scores, penalty: scores - penalty):
+        return lambda scores, ids, eos, penalty: torch.where(finished(ids, eos), scores, fine(scores, penalty))
+
+    def ended(ids, eos):
+        return (ids == eos).any(-1)
+
+    mistakes = {
+        "you look for EOS in the last column only. A response that ended earlier has pads there.": fined(
+            lambda ids, eos: ids[:, -1] == eos
+        ),
+        "you fine a response that fills every column. It is finished if its last token is EOS.": fined(
+            lambda ids, eos: (ids[:, :-1] == eos).any(-1)
+        ),
+        "you fine the responses that ended. The penalty is for those that did not.": fined(lambda *x: ~ended(*x)),
+        "you pay those that never end: subtract the penalty.": fined(ended, lambda scores, penalty: scores + penalty),
+        "the penalty replaces the score. Subtract it, so that a better unfinished response still scores higher.": fined(
+            ended, lambda scores, penalty: torch.full_like(scores, -penalty)
+        ),
+        "you fine every response. Only those without EOS pay.": fined(lambda ids, eos: ids[:, 0] != ids[:, 0]),
+    }
+    ids = torch.tensor([[5, 6, 0, 1], [5, 6, 7, 0], [5, 6, 7, 8], [0, 1, 1, 1]])
+    return grade(answer, fined(ended), [(torch.tensor([0.5, 1.5, 2.0, -1.0]), ids, 0, 3.0)], mistakes)
