@@ -264,6 +264,21 @@ MISTAKES = [
     ("penalised_scores", "(response_ids == eos_id)", "(response_ids[:, :-1] == eos_id)", "fills every column"),
     ("penalised_scores", "scores - penalty", "scores + penalty", "subtract the penalty"),
     ("penalised_scores", "~finished", "finished", "fine the responses that ended"),
+    # 04_evaluation/01_automatic_metrics
+    ("longest_copy", "else 0", "else max(c[i, j + 1], c[i + 1, j])", "jumps over words"),
+    ("longest_copy", "c.max()", "c[-1, -1]", "last corner"),
+    (
+        "bootstrap_means",
+        "np.mean(drawn)",
+        "np.mean([np.mean(values[prompt]) for prompt in draw])",
+        "every prompt has the same weight",
+    ),
+    ("bootstrap_means", "for prompt in draw for", "for prompt in set(draw) for", "counts once"),
+    ("bootstrap_means", "np.mean(drawn)", "sum(drawn) / len(draw)", "number of prompts"),
+    ("bootstrap_means", "np.mean(drawn)", "sum(drawn) / sum(len(v) for v in values)", "number of all values"),
+    ("prompts_needed", " ** 2", "", "square is missing"),
+    ("prompts_needed", "np.ceil(", "np.floor(", "round down"),
+    ("prompts_needed", "/ half_width", "/ (half_width / 2)", "end to end"),
 ]
 
 

@@ -45,6 +45,7 @@ def _same(a, b) -> bool:
 
 
 # The checks, one module a chapter; they need `grade`, so they come last.
+from rlhf_lib.exercises.evaluation import *  # noqa: E402, F403
 from rlhf_lib.exercises.ppo_alignment import *  # noqa: E402, F403
 from rlhf_lib.exercises.reward_modeling import *  # noqa: E402, F403
 from rlhf_lib.exercises.supervised_finetuning import *  # noqa: E402, F403
