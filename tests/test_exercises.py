@@ -279,6 +279,23 @@ MISTAKES = [
     ("prompts_needed", " ** 2", "", "square is missing"),
     ("prompts_needed", "np.ceil(", "np.floor(", "round down"),
     ("prompts_needed", "/ half_width", "/ (half_width / 2)", "end to end"),
+    # 04_evaluation/03_full_comparison
+    ("length_balanced_win_rate", "(longer.mean() + shorter.mean()) / 2", "wins.mean()", "plain win rate"),
+    ("length_balanced_win_rate", "len_a < len_b", "len_a <= len_b", "as if a were shorter"),
+    (
+        "length_balanced_win_rate",
+        "(longer.mean() + shorter.mean()) / 2",
+        "np.concatenate([longer, shorter]).mean()",
+        "pooled",
+    ),
+    ("sign_test", "2 * tail", "tail", "one-sided"),
+    ("sign_test", "min(1, 2 * tail)", "2 * tail", "above 1"),
+    ("sign_test", "k - 1", "k", "begins at k - 1"),
+    ("sign_test", "n, k = wins + losses", "n, k = len(a)", "leave them out"),
+    ("seed_half_width", "(new - old).mean(1)", "(new - old).ravel()", "independent"),
+    ("seed_half_width", " / len(gains) ** (1 / 2)", "", "root of S"),
+    ("seed_half_width", "ddof=1", "ddof=0", "divide by S - 1"),
+    ("seed_half_width", ".mean(1)", ".mean(0)", "spread of posts"),
 ]
 
 
