@@ -44,6 +44,7 @@ PHASES = [  # name, steps, documents a step, peak learning rate, `checked` and `
     ("threads", 2000, 32, 2e-3, 0.0, 0.0),
     ("marks", 4500, 16, 1.5e-3, 0.8, 0.0),
     ("lists", 4500, 16, 1e-3, 0.6, 0.7),
+    ("polish", 3000, 32, 1e-3, 0.5, 0.7),
 ]
 
 
