@@ -11,7 +11,7 @@ from rlhf_lib.runtime import UsageError
 
 @dataclass(frozen=True)
 class SFTConfig:
-    examples: int = 9000
+    examples: int = 6000
     """demonstrations to train on"""
     validation_examples: int = 320
     epochs: int = 1
@@ -61,7 +61,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
-    updates: int = 75
+    updates: int = 100
     """rollout batches"""
     batch_size: int = 64
     """responses an update"""

@@ -91,8 +91,8 @@ def reference_summary(post: Post) -> str:
 def demonstration(post: Post, seed: int, faults: float = 0.7) -> str:
     """A summary as a hurried human writes it: mostly right, mostly incomplete, sometimes at fault.
 
-    More than half leave out the name, and more than half what was tried; so the most probable imitation is no complete
-    summary. Further faults, each drawn on its own: no question, the wrong person, attempt or question, a
+    More than half leave out the name, and more than half what was tried; so even the most probable imitation is seldom
+    a complete summary. Further faults, each drawn on its own: no question, the wrong person, attempt or question, a
     distractor dragged in, a statement said twice, a sentence or the title copied, an ending cut off. All rates grow
     with `faults`.
     """
