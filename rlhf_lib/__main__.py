@@ -4,12 +4,13 @@ import argparse
 import json
 import sys
 
-from rlhf_lib.recipes import RECIPES, get_recipe
+from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe
 from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError
 
-STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor")
+STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic")
 FLAGS = {  # the stages that read a flag
-    "seeds": ("results",),
+    "seeds": ("results", "clinic"),
+    "faults": ("clinic",),
     "resume": ("sft", "reward", "ppo", "run", "results"),
     "tensorboard": ("sft", "reward", "ppo", "run"),
 }
@@ -23,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="such as ppo.kl_coef=0.1")
     p.add_argument("--scale", default="full", help="full, or smoke for a run of seconds")
     p.add_argument("--seed", type=int, help="default: the recipe's")
-    p.add_argument("--seeds", type=int, nargs="+", help="results: the seeds to run")
+    p.add_argument("--seeds", type=int, nargs="+", help="results, clinic: the seeds to run")
+    p.add_argument("--faults", nargs="+", metavar="NAME", help="clinic: only these, and again even if they are done")
     p.add_argument("--output-dir", help="default: outputs/ beside the library")
     p.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
     p.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
@@ -71,10 +73,16 @@ def _run(args) -> int:
             raise UsageError(
                 f"--{flag} does nothing for {args.stage}: leave it out, it belongs to {', '.join(readers)}"
             )
-    recipe = get_recipe(args.recipe, args.scale, args.seed, overrides(args.set))
+    make = clinic_recipe if args.stage == "clinic" else get_recipe
+    recipe = make(args.recipe, args.scale, args.seed, overrides(args.set))
     if args.dry_run:
         print(json.dumps(recipe.resolved(), indent=1))
         return 0
+    if args.stage in FLAGS["seeds"]:
+        if args.seed is not None:
+            raise UsageError(f"{args.stage} runs several seeds: give them with --seeds, like --seeds 11 12 13")
+        for seed in args.seeds or ():
+            get_recipe(args.recipe, args.scale, seed)  # refuses a seed that cannot work
     from rlhf_lib import models, reporting, stages  # slow to import: after the arguments are known to be good
 
     paths = Paths(recipe.name, recipe.scale, args.output_dir)
@@ -97,16 +105,18 @@ def _run(args) -> int:
         print(f"examined: {source}\n{report}")
         return 0 if report.healthy else 1
     elif args.stage == "results":
-        if args.seed is not None:
-            raise UsageError("results runs several seeds: give them with --seeds, like --seeds 11 12 13")
-        for seed in args.seeds or ():
-            get_recipe(args.recipe, args.scale, seed)  # refuses a seed that cannot work
         summary = stages.results(recipe, paths, args.seeds, args.resume)
         print(reporting.results_table(summary))
         readme = ROOT / "README.md"
         default = recipe.scale == "full" and not (args.output_dir or args.set or args.seeds)
         if readme.exists() and default:
             readme.write_text(reporting.readme_with_results(readme.read_text(), summary))
+    elif args.stage == "clinic":
+        from rlhf_lib import clinic
+
+        summary = clinic.run_clinic(recipe, paths, args.seeds, args.faults)
+        print(reporting.clinic_table(summary))
+        print(f"matrix and runs in {paths.evaluation / 'clinic.json'}")
     else:
         report = (
             stages.run(recipe, paths, args.resume, args.tensorboard)

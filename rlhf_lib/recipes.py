@@ -146,6 +146,19 @@ SMOKE = {  # what `--scale smoke` changes: the same code on a handful of example
 }  # fmt: skip
 
 
+CLINIC = {  # the short runs of `rlhf_lib.clinic`: long enough to fall ill, short enough to watch a dozen
+    "ppo.updates": 12, "ppo.critic_updates": 2, "ppo.batch_size": 32, "ppo.prompts": 384, "ppo.warmup": 0.1,
+    "ppo.kl_coef": 0.5,  # ten times the default: what is wrong with the anchor must show within a few updates
+    "ppo.exact_kl_every": 4, "ppo.save_every": 10**6,
+}  # fmt: skip
+
+
+def clinic_recipe(name: str, scale: str = "full", seed: int | None = None, overrides: dict | None = None) -> Recipe:
+    """`get_recipe` with the settings of `CLINIC` beneath `overrides`; at smoke scale SMOKE keeps the sizes."""
+    short = {key: value for key, value in CLINIC.items() if scale == "full" or key not in SMOKE}
+    return get_recipe(name, scale, seed, short | (overrides or {}))
+
+
 def get_recipe(name: str, scale: str = "full", seed: int | None = None, overrides: dict | None = None) -> Recipe:
     """The recipe `name` at `scale` with `overrides` such as {"ppo.kl_coef": "0.1"} (text or values).
 

@@ -155,6 +155,66 @@ def plot_xray(tokenizer, batch, record: dict, row: int, folder: Path, pads: int 
     return save_figure(figure, folder, name, rows)
 
 
+def plot_beside(
+    runs: dict[str, list[dict]], correct: list[dict], panels: list[tuple[str, str]], folder: Path, name: str
+):
+    """Small multiples: one line of panels a run (orange), each beside the correct run (grey).
+
+    `runs` are logged rows by title, `panels` are (metric, label with unit). A cross marks a run that was stopped.
+    """
+    shape = (len(runs), len(panels))
+    figure, axes = plt.subplots(*shape, figsize=(11, 0.6 + 1.9 * len(runs)), sharex=True, squeeze=False)
+    for line, (title, rows) in zip(axes, runs.items(), strict=True):
+        for axis, (key, label) in zip(line, panels, strict=True):
+            axis.plot(*series(correct, key), "o-", color=COLOURS["base"], ms=3, lw=2.5, label="correct run")
+            steps, values = series(rows, key)
+            axis.plot(steps, values, "s-", color=COLOURS["ppo"], ms=3, lw=1.4, label="with the fault")
+            if steps and rows[-1]["step"] < correct[-1]["step"]:
+                axis.plot(steps[-1], values[-1], "X", color=COLOURS["ink"], ms=8)
+            axis.set_ylabel(label, fontsize=9)
+            axis.tick_params(labelsize=9)
+        line[0].set_title(title, loc="left", fontsize=11, fontweight="bold")
+    for axis in axes[-1]:
+        axis.set_xlabel("PPO update", fontsize=9)
+    axes[0, 0].legend(fontsize=8)
+    keys = ("step", *(key for key, _ in panels))
+    kept = [{"run": title} | {key: row[key] for key in keys if key in row}
+            for title, rows in {"correct": correct, **runs}.items() for row in rows]  # fmt: skip
+    return save_figure(figure, folder, name, kept)
+
+
+def plot_detection(matrix: dict[str, dict], folder: Path, name: str = "detection"):
+    """Fault by check: in which share of the seeds did the check see the fault? And did the predicted signature appear?
+
+    `matrix` is that of `clinic.matrix`. Left of the line is the doctor, right of it the alarms during training; blue is the
+    signature, which needs the correct run beside it.
+    """
+    cases, checks = list(matrix), list(next(iter(matrix.values()))["detected"])
+    shares = np.array([[np.mean(row["detected"][check]) for check in checks] for row in matrix.values()])
+    signature = np.array([[np.mean(row["signature"])] for row in matrix.values()])
+    table = np.concatenate([shares, signature], 1)  # (cases, checks + 1)
+    hue = np.array([to_rgb(COLOURS["ppo"])] * len(checks) + [to_rgb(COLOURS["sft"])])
+    figure, axis = plt.subplots(figsize=(9, 0.8 + 0.36 * len(cases)))
+    axis.imshow(1 - table[..., None] * (1 - hue), aspect="auto")
+    for i, j in np.ndindex(*table.shape):
+        if table[i, j] > 0:
+            ink = "white" if table[i, j] > 0.6 else COLOURS["ink"]
+            axis.text(j, i, f"{table[i, j]:.1f}", ha="center", va="center", color=ink, fontsize=9)
+    doctor = sum(len(check) == 1 for check in checks)
+    axis.axvline(doctor - 0.5, color=COLOURS["ink"], lw=1.2)
+    axis.axvline(len(checks) - 0.5, color=COLOURS["ink"], lw=1.2)
+    axis.set_xticks(range(len(checks) + 1), [*checks, "predicted\nsignature"], fontsize=9)
+    axis.set_yticks(range(len(cases)), [case.replace("_", " ") for case in cases], fontsize=9)
+    axis.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False, length=0)
+    axis.set(xlabel="check of the doctor (a–f), or alarm during training", ylabel="fault")
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    names = [*checks, "signature"]
+    rows = [{"fault": case} | dict(zip(names, map(float, line), strict=True))
+            for case, line in zip(cases, table, strict=True)]  # fmt: skip
+    return save_figure(figure, folder, name, rows)
+
+
 def plot_comparison(report: dict, folder: Path):
     stages = list(report["models"])
     figure, axes = plt.subplots(1, 4, figsize=(11, 3.4))
@@ -252,6 +312,22 @@ def comparison_table(report: dict) -> str:
         lines.append(
             f"KL(PPO || SFT): {kl['check/kl_exact']:.2f} nats a sequence, sampled {kl['check/kl_sampled']:.2f}."
         )
+    return "\n".join(lines)
+
+
+def clinic_table(summary: dict) -> str:
+    """Markdown of the clinic: a line a fault, and for each check in how many seeds it saw the fault."""
+    matrix, seeds = summary["matrix"], summary["seeds"]
+    checks = list(next(iter(matrix.values()))["detected"])
+    lines = [
+        f"Seeds {', '.join(map(str, seeds))}: in how many of {len(seeds)} each check saw the fault",
+        "",
+        f"| fault | {' | '.join(checks)} | predicted signature |",
+        "|---|" + "---|" * (len(checks) + 1),
+    ]
+    for case, row in matrix.items():
+        counts = " | ".join(str(sum(row["detected"][check]) or "·") for check in checks)
+        lines.append(f"| `{case}` | {counts} | {sum(row['signature'])} of {len(seeds)} |")
     return "\n".join(lines)
 
 

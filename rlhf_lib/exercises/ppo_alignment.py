@@ -1,5 +1,6 @@
 """Checks of the exercises in `03_ppo_alignment`."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -321,3 +322,119 @@ def check_penalised_scores(answer: Callable) -> str:
     }
     ids = torch.tensor([[5, 6, 0, 1], [5, 6, 7, 0], [5, 6, 7, 8], [0, 1, 1, 1]])
     return grade(answer, fined(ended), [(torch.tensor([0.5, 1.5, 2.0, -1.0]), ids, 0, 3.0)], mistakes)
+
+
+# ------------------------------------------------------------------------------------- 03/04
+
+
+def check_wrong_masks(answer: Callable) -> str:
+    """answer(response_ids (B, T), response_mask (B, T) bool, eos_id) -> (B,) bool, True where the mask is wrong."""
+
+    def differs_from(counted):
+        return lambda ids, mask, eos: (counted(ids == eos) != mask).any(-1)
+
+    def to_first(ends):
+        return ends.int().cumsum(-1) - ends.int() == 0
+
+    def to_last(ends):
+        return (ends.flip(-1).cumsum(-1).flip(-1) > 0) | ~ends.any(-1, keepdim=True)
+
+    def as_the_doctor_does(ids, mask, eos):
+        return (mask & ~to_first(ids == eos)).any(-1) | (mask.int().diff(dim=-1) > 0).any(-1)
+
+    truth = differs_from(to_first)
+    mistakes = {
+        "a mask that leaves the EOS out, or the last token of a cut response, passes. It must count all there is to count.":
+            as_the_doctor_does,
+        "you look only for what is counted behind the end. A mask that counts too little passes.":
+            lambda ids, mask, eos: (mask & ~to_first(ids == eos)).any(-1),
+        "you call masks wrong that count their EOS. To stop is an action.": differs_from(lambda ends: ends.cumsum(-1) == 0),
+        "you compare how many tokens count. A mask with a hole and one pad too many passes.":
+            lambda ids, mask, eos: to_first(ids == eos).sum(-1) != mask.sum(-1),
+        "it is the wrong way round: True must mean that the mask is wrong.": lambda *case: ~truth(*case),
+        "one verdict for the whole batch: give one for each response.": lambda *case: truth(*case).any(),
+        "the mask must end at the first EOS, not at the last.": differs_from(to_last),
+        "a response that was cut at the limit has no EOS. All of its tokens count, and that is no fault.":
+            lambda ids, mask, eos: truth(ids, mask, eos) | ~(ids == eos).any(-1),
+    }  # fmt: skip
+    rows = [
+        ([5, 6, 0, 1], [1, 1, 1, 0]), ([5, 6, 7, 8], [1, 1, 1, 1]), ([5, 6, 0, 1], [1, 1, 1, 1]),
+        ([5, 6, 0, 1], [1, 1, 0, 0]), ([5, 6, 7, 0], [1, 0, 1, 1]), ([5, 0, 6, 0], [1, 1, 0, 0]),
+        ([5, 0, 6, 0], [1, 1, 1, 1]), ([5, 6, 7, 8], [1, 1, 1, 0]), ([0, 1, 1, 1], [1, 0, 0, 0]),
+        ([5, 6, 0, 1], [1, 0, 1, 1]),
+    ]  # fmt: skip
+    ids, mask = (torch.tensor(part) for part in zip(*rows))
+    return grade(answer, truth, [(ids, mask.bool(), 0)], mistakes)
+
+
+def check_shared_weights(answer: Callable) -> str:
+    """answer(policy, ref_policy) -> names of the reference's parameters that are the policy's own memory, in order."""
+
+    def named(is_shared):
+        return lambda policy, ref_policy: [n for n, q in ref_policy.named_parameters() if is_shared(policy, n, q)]
+
+    def own(policy, _, q):
+        return any(q is p for p in policy.parameters())
+
+    truth = named(own)
+    mistakes = {
+        "you compare values. A fresh reference equals the policy, as it should; ask whether both are the same memory.":
+            named(lambda policy, _, q: any(p.shape == q.shape and torch.equal(p, q) for p in policy.parameters())),
+        "you miss weights that are shared in part, or under another name.":
+            named(lambda policy, name, q: dict(policy.named_parameters()).get(name) is q),
+        "these are the policy's names. Give the reference's.":
+            lambda policy, ref_policy: truth(ref_policy, policy),
+        "that says whether anything is shared. Name what is.": lambda *case: bool(truth(*case)),
+        "that says how many are shared. Name them.": lambda *case: len(truth(*case)),
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    policy, other = (torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)) for _ in range(2))
+    with torch.no_grad():
+        for p in (*policy.parameters(), *other.parameters()):
+            p.copy_(torch.randn(p.shape, generator=generator))
+    in_part = torch.nn.Sequential(copy.deepcopy(policy[0]), policy[0])  # shared under another name
+    return grade(answer, truth, [(policy, ref) for ref in (policy, copy.deepcopy(policy), in_part, other)], mistakes)
+
+
+def check_reads_behind_the_end(answer: Callable) -> str:
+    """answer(gae) -> bool, with gae(rewards, values, response_mask) -> (advantages, returns) as `ppo.compute_gae`."""
+
+    def gae(*reads, untidy=False):
+        """The recursion, right, or reading "values" or "rewards" behind the end; `untidy` leaves numbers at the pads."""
+
+        def function(rewards, values, response_mask, gamma=1.0, lam=0.95):
+            r = rewards if "rewards" in reads else rewards * response_mask
+            v = values if "values" in reads else values * response_mask
+            advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
+            for t in reversed(range(values.shape[1])):
+                counted = response_mask[:, t] | ("rewards" in reads)
+                advantages[:, t] = (r[:, t] + gamma * next_value - v[:, t] + gamma * lam * next_advantage) * counted
+                next_value, next_advantage = v[:, t], advantages[:, t]
+            garbage = rewards * ~response_mask if untidy else 0.0
+            return advantages * response_mask + garbage, (advantages + v) * response_mask
+
+        return function
+
+    def probe(spoil=("rewards", "values"), counted_only=True, spoil_all=False):
+        def function(gae):
+            mask = torch.arange(6) < torch.tensor([[2], [4], [6]])
+            numbers = {"rewards": torch.ones(3, 6), "values": torch.ones(3, 6)}
+            spoilt = {k: x + 100.0 * (~mask | spoil_all) * (k in spoil) for k, x in numbers.items()}
+            before, after = (gae(x["rewards"], x["values"], mask)[0] for x in (numbers, spoilt))
+            return not torch.equal(*((x[mask] for x in (before, after)) if counted_only else (before, after)))
+
+        return function
+
+    mistakes = {
+        "you change only the values behind the end. A function may read the rewards there.": probe(("values",)),
+        "you change only the rewards behind the end. A function may read the values there.": probe(("rewards",)),
+        "you compare the pads as well. What stands at a pad is used by nobody: compare the counted tokens.":
+            probe(counted_only=False),
+        "you change numbers that the mask counts, so that every advantage moves. Change only what is behind the end.":
+            probe(spoil_all=True),
+        "your probe never notices anything. It needs a response that ends before the last column, and a change behind "
+        "its end.": probe(()),
+        "it is the wrong way round: True must mean that the function reads on.": lambda gae: not probe()(gae),
+    }  # fmt: skip
+    cases = [(gae(),), (gae("values"),), (gae("rewards"),), (gae(untidy=True),)]
+    return grade(answer, probe(), cases, mistakes)
