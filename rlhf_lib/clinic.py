@@ -73,7 +73,7 @@ class Outcome:
 
 
 DOCTOR = tuple("abcdef")
-TRAINING = {  # what rings during training; the critic's alarms, which ring in the first updates of sound runs, are left out
+TRAINING = {  # what rings during training; the critic's alarms, which ring in the first updates of correct runs, are left out
     "first step": ("val/first_ratio", "policy/first_approxkl"),
     "exact KL": ("check/kl_z",),
     "ranges": ("objective/kl", "objective/entropy", "policy/approxkl", "policy/clipfrac", "val/ratio", "val/length",

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
+from matplotlib.ticker import MaxNLocator
 
 from rlhf_lib.runtime import Paths, write_atomic, write_csv
 
@@ -160,7 +161,8 @@ def plot_beside(
 ):
     """Small multiples: one line of panels a run (orange), each beside the correct run (grey).
 
-    `runs` are logged rows by title, `panels` are (metric, label with unit). A cross marks a run that was stopped.
+    `runs` are logged rows by title, `panels` are (metric, label with unit). A cross marks a run that was stopped. No panel
+    zooms in further than to a tenth of what its metric spans in all of them, so that noise looks like noise.
     """
     shape = (len(runs), len(panels))
     figure, axes = plt.subplots(*shape, figsize=(11, 0.6 + 1.9 * len(runs)), sharex=True, squeeze=False)
@@ -174,9 +176,16 @@ def plot_beside(
             axis.set_ylabel(label, fontsize=9)
             axis.tick_params(labelsize=9)
         line[0].set_title(title, loc="left", fontsize=11, fontweight="bold")
-    for axis in axes[-1]:
-        axis.set_xlabel("PPO update", fontsize=9)
-    axes[0, 0].legend(fontsize=8)
+    for column, (key, _) in zip(axes.T, panels, strict=True):
+        values = [x for rows in (correct, *runs.values()) for x in series(rows, key)[1]]
+        least = (max(values) - min(values)) / 10 if values else 0
+        for axis in column:
+            low, high = axis.get_ylim()
+            if high - low < least:
+                axis.set_ylim((low + high - least) / 2, (low + high + least) / 2)
+        column[-1].set_xlabel("PPO update", fontsize=9)
+        column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
     keys = ("step", *(key for key, _ in panels))
     kept = [{"run": title} | {key: row[key] for key in keys if key in row}
             for title, rows in {"correct": correct, **runs}.items() for row in rows]  # fmt: skip
@@ -201,6 +210,7 @@ def plot_detection(matrix: dict[str, dict], folder: Path, name: str = "detection
             ink = "white" if table[i, j] > 0.6 else COLOURS["ink"]
             axis.text(j, i, f"{table[i, j]:.1f}", ha="center", va="center", color=ink, fontsize=9)
     doctor = sum(len(check) == 1 for check in checks)
+    axis.hlines(np.arange(len(cases) + 1) - 0.5, -0.5, len(checks) + 0.5, color="#dddddd", lw=0.8)
     axis.axvline(doctor - 0.5, color=COLOURS["ink"], lw=1.2)
     axis.axvline(len(checks) - 0.5, color=COLOURS["ink"], lw=1.2)
     axis.set_xticks(range(len(checks) + 1), [*checks, "predicted\nsignature"], fontsize=9)

@@ -34,6 +34,56 @@ MUTANTS = [
         "value_model(ids, attention)[:, rollout.prompt_length - 1 : -1]",
         "test_ppo.py::test_collect_equals_a_loop_over_unpadded_rows",
     ),
+    # the clinic
+    (
+        "the clinic leaves its faults in the library",
+        "clinic.py",
+        "stack.enter_context(mock.patch.object(target, attribute, replacement))",
+        "setattr(target, attribute, replacement)",
+        "test_clinic.py::test_a_fault_replaces_something_and_puts_it_back",
+    ),
+    (
+        "the clinic's temperature fault changes nothing",
+        "clinic.py",
+        "lambda logits: logits / value",
+        "lambda logits: logits",
+        "test_clinic.py::test_temperature_sharpens_what_is_sampled",
+    ),
+    (
+        "the clinic's min_new_tokens does not start anew in each rollout",
+        "clinic.py",
+        "            step = 0\n",
+        "",
+        "test_clinic.py::test_min_new_tokens_forbids_eos_at_first_in_every_rollout",
+    ),
+    (
+        "the clinic's GAE reads nothing behind the end",
+        "clinic.py",
+        "gamma * behind * last",
+        "0 * behind * last",
+        "test_clinic.py::test_gae_behind_bootstraps_from_the_pad",
+    ),
+    (
+        "the clinic counts the critic's alarms",
+        "clinic.py",
+        '"exact KL": ("check/kl_z",)',
+        '"exact KL": ("check/kl_z", "val/explained_variance")',
+        "test_clinic.py::test_a_sound_run_has_the_signature_of_health_whatever_its_critic_does",
+    ),
+    (
+        "the clinic repeats what is finished",
+        "clinic.py",
+        "if cell not in runs or cell[0] in named",
+        "if True",
+        "test_clinic.py::test_the_stage_runs_every_case_with_every_seed_and_keeps_what_is_finished",
+    ),
+    (
+        "any diagnosis of a blind case is right",
+        "clinic.py",
+        "if name == blind_fault(blind):",
+        "if name in FAULTS:",
+        "test_clinic.py::test_only_the_right_diagnosis_is_accepted_and_wrong_ones_hear_which_sign_is_missing",
+    ),
     # embeddings
     (
         "SFT trains the embeddings of words that it never sees",
