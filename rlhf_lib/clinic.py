@@ -619,15 +619,22 @@ def run_clinic(recipe: Recipe, paths: Paths, seeds: list[int] | None = None, fau
     for case, seed in bar:
         bar.set_postfix_str(f"{case}, seed {seed}")
         runs[case, seed] = run_case(case, seed, recipe)
-        _write(file, {"settings": settings, "runs": [dataclasses.asdict(run) for run in runs.values()]})
-    summary = {
-        "settings": settings,
-        "seeds": seeds,
-        "matrix": matrix(list(runs.values()), seeds),
-        "runs": [dataclasses.asdict(run) for run in runs.values()],
-    }
+        _write(file, _summary(settings, runs, seeds))
+    summary = _summary(settings, runs, seeds)
     _write(file, summary)
     return summary
+
+
+def _summary(settings: dict, runs: dict, seeds: list[int]) -> dict:
+    """What `clinic.json` holds; while the stage still runs, over the seeds that were begun."""
+    begun = [seed for seed in seeds if ("correct", seed) in runs]
+    table = matrix(list(runs.values()), begun)
+    return {
+        "settings": settings,
+        "seeds": begun,
+        "matrix": table,
+        "runs": [dataclasses.asdict(r) for r in runs.values()],
+    }
 
 
 def _settings(recipe: Recipe) -> dict:
