@@ -94,7 +94,9 @@ def test_a_sees_a_policy_that_is_not_its_reference(policy, ref_policy, tokenizer
 def test_a_sees_an_update_scored_at_another_temperature(policy, tokenizer, monkeypatch):
     token_logprobs = rollout.token_logprobs
     monkeypatch.setattr(
-        rollout, "token_logprobs", lambda model, ids, mask, temperature: token_logprobs(model, ids, mask, 1.5)
+        rollout,
+        "token_logprobs",
+        lambda model, ids, mask, temperature, last: token_logprobs(model, ids, mask, 1.5, last),
     )
     found = failed(examine(policy, tokenizer))
     assert {"a ratio - 1 at step 0", "a approxkl at step 0", "a clipfrac at step 0"} <= found
