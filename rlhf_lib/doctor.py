@@ -158,10 +158,10 @@ def _masks(batches, eos_token_id: int) -> Check:
     wrong = total = 0
     for batch in batches:
         responses, mask = batch.input_ids[:, batch.prompt_length :], batch.response_mask
-        ends = (responses == eos_token_id) & mask
+        ends = responses == eos_token_id
         last = mask.sum(-1) - 1
-        after = ends.any(-1) & (ends.float().argmax(-1) != last)  # argmax: the first EOS
+        elsewhere = ends.any(-1) & (ends.float().argmax(-1) != last)  # argmax: the first EOS
         holes = (mask.int().diff(dim=-1) > 0).any(-1)
-        wrong += int((after | holes | (last < 0)).sum())
+        wrong += int((elsewhere | holes | (last < 0)).sum())
         total += len(mask)
-    return Check("e masks end at EOS", wrong / total, 0.0, "nothing after EOS counts as an action")
+    return Check("e masks end at EOS", wrong / total, 0.0, "EOS is the last action of a response that ends")
