@@ -61,7 +61,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
-    updates: int = 100
+    updates: int = 80
     """rollout batches"""
     batch_size: int = 64
     """responses an update"""
