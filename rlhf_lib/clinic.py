@@ -312,7 +312,7 @@ def pad_is_eos(cast) -> list[tuple]:
 # ----------------------------------------------------------------------------------------------------------- cases
 
 Z = "c surprise - entropy, z"
-PROBE, BETA = "d reward probe", "d beta > 0"
+PROBE, BETA, MASKS = "d reward probe", "d beta > 0", "e masks end at EOS"
 FAMILIES = {
     "sampling": "What is sampled is not what is scored",
     "masks": "Masks and positions",
@@ -405,7 +405,7 @@ CASES = {
     ),
     "eos_masked": Case(
         "EOS left out of the actions",
-        (("the checks of masks and labels pass", lambda ill, well: not detections(ill)["e"]), ONE_LESS),
+        (("the doctor's check of masks fails", lambda ill, well: MASKS in ill.failed), ONE_LESS),
         "EOS is an action: the response mask includes it.", "masks", eos_masked,
     ),
     "positions": Case(
