@@ -49,7 +49,7 @@ def test_a_fault_replaces_something_and_puts_it_back(case, cast):
     with clinic.injected(case, cast):
         inside = everything(cast)
     assert everything(cast) == before
-    by_setting_or_not_at_all = bool(CASES[case].settings) and case != "update_temperature" or case == "correct"
+    by_setting_or_not_at_all = case in ("k3_reward", "beta_zero", "learning_rate", "correct")
     assert (inside != before) != by_setting_or_not_at_all
 
 
@@ -65,7 +65,7 @@ def test_faults_that_are_settings_change_a_setting_of_the_clinic():
     recipe = clinic_recipe("tiny").ppo
     names = {field.name for field in dataclasses.fields(PPOConfig)}
     changed = {case: settings for case in FAULTS if (settings := CASES[case].settings)}
-    assert set(changed) == {"update_temperature", "k3_reward", "beta_zero", "learning_rate"}
+    assert set(changed) == {"update_temperature", "pads_counted", "k3_reward", "beta_zero", "learning_rate"}
     for settings in changed.values():
         for key, value in settings.items():
             assert key in names and getattr(recipe, key) != value
@@ -323,6 +323,7 @@ HEALTHY = {
     "val/error": [9.0 - 0.5 * i for i in range(12)], "val/explained_variance": [-0.2] * 3 + [0.4] * 9,
     "check/kl_z": [None] * 3 + [0.5] + [None] * 3 + [-1.0] + [None] * 4,
 }  # fmt: skip
+HEALTHY["objective/rewards"] = [s - 0.5 * kl for s, kl in zip(HEALTHY["objective/scores"], HEALTHY["objective/kl"])]
 
 
 def by_hand(case="correct", seed=1, failed=(), z=0.4, stopped="", **curves) -> Outcome:
@@ -341,12 +342,13 @@ SICK = {
     "min_new_tokens": dict(failed=[clinic.Z], z=9.0, length=[26.0] * 12),
     "dropout": dict(failed=[NAMES[0], NAMES[-1]], first_approxkl=[0.02] * 12),
     "update_temperature": dict(first_approxkl=[0.02] * 12),
-    "pads_counted": dict(failed=[clinic.Z, NAMES[9]], z=21.0, length=[40.0] * 12),
+    "pads_counted": dict(failed=[clinic.Z, NAMES[9]], z=21.0, length=[40.0] * 12, kl=[0.0, 0.0] + [-35.0] * 10),
     "eos_masked": dict(failed=[NAMES[9]], length=[20.0] * 12),
     "positions": dict(failed=[NAMES[4]], first_approxkl=[0.02] * 12),
     "gae_behind": dict(error=[20.0] + [9.0] * 11),
-    "score_late": dict(failed=[clinic.PROBE], scores=[-2.6] * 12, kl=[0.01] * 12),
-    "k3_reward": dict(failed=[clinic.PROBE], kl=[0.0, 0.0] + [0.15 * i for i in range(10)]),
+    "score_late": dict(failed=[clinic.PROBE], scores=[-2.6] * 12,
+                       rewards=[-2.6 - 0.5 * kl for kl in HEALTHY["objective/kl"]]),
+    "k3_reward": dict(failed=[clinic.PROBE], rewards=[r - 0.05 for r in HEALTHY["objective/rewards"]]),
     "kl_sign": dict(failed=[clinic.PROBE], kl=[0.0, 0.0] + [0.5 * i for i in range(10)]),
     "beta_zero": dict(failed=[clinic.BETA], kl=[0.0, 0.0] + [0.2 * i for i in range(10)]),
     "shared_reference": dict(kl=[0.0] * 12),
