@@ -346,8 +346,9 @@ SICK = {
     "eos_masked": dict(failed=[NAMES[9]], length=[20.0] * 12),
     "positions": dict(failed=[NAMES[4]], first_approxkl=[0.02] * 12),
     "gae_behind": dict(error=[20.0] + [9.0] * 11),
-    "score_late": dict(failed=[clinic.PROBE], scores=[-2.6] * 12,
-                       rewards=[-2.6 - 0.5 * kl for kl in HEALTHY["objective/kl"]]),
+    "score_late": dict(
+        failed=[clinic.PROBE], scores=[-2.6] * 12, rewards=[-2.6 - 0.5 * kl for kl in HEALTHY["objective/kl"]]
+    ),
     "k3_reward": dict(failed=[clinic.PROBE], rewards=[r - 0.05 for r in HEALTHY["objective/rewards"]]),
     "kl_sign": dict(failed=[clinic.PROBE], kl=[0.0, 0.0] + [0.5 * i for i in range(10)]),
     "beta_zero": dict(failed=[clinic.BETA], kl=[0.0, 0.0] + [0.2 * i for i in range(10)]),
@@ -411,6 +412,17 @@ def hospital(seeds=(1, 2, 3)) -> list[Outcome]:
             by_hand("shared_reference", seed, **SICK["shared_reference"]),
         ]
     return runs
+
+
+def test_a_fault_whose_signs_were_written_anew_counts_with_seeds_of_its_own():
+    own = clinic.AGAIN["positions"]
+    assert not set(own) & {1, *clinic.SEEDS}
+    runs = [by_hand("correct", seed) for seed in (*clinic.SEEDS, *own)] + [by_hand("positions", own[0])]
+    runs += [by_hand("positions", seed, **SICK["positions"]) for seed in own[1:]]
+    runs += [by_hand("dropout", seed, **SICK["dropout"]) for seed in clinic.SEEDS]
+    table = clinic.matrix(runs, clinic.SEEDS)
+    assert table["positions"]["signature"] == [False, True, True, True, True]
+    assert table["dropout"]["signature"] == [True] * 5 == table["correct"]["signature"]
 
 
 def test_the_matrix_counts_checks_and_signatures_by_seed():
