@@ -5,7 +5,6 @@ paged optimizers. peft and bitsandbytes are imported where they are used: both a
 """
 
 import copy
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,6 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_lib.recipes import LoRAConfig
 from rlhf_lib.runtime import UsageError
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import advertises kernels that are not needed here
-
 
 # ----------------------------------------------------------------------------------------------------- by hand
 
