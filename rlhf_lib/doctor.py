@@ -71,28 +71,28 @@ def examine(recipe: Recipe, policy, ref_policy, tokenizer, prompts: list[str], d
             rollout.generate(policy, tokenizer, [chosen[i] for i in index], recipe.max_new_tokens, config.temperature,
                              seed=(recipe.seed, 0), indices=index, max_prompt_tokens=recipe.max_prompt_tokens)
         )  # fmt: skip
+    new, again = (_response_logprobs(policy, batches[0], config.temperature) for _ in range(2))  # (B, T)
     return Report([
-        *_step_zero(batches[0], policy, ref_policy, config),
-        _padding(batches[0], policy, config.temperature),
+        *_step_zero(batches[0], new, policy, ref_policy, config),
+        _padding(batches[0], new, policy, config.temperature),
         _surprise(batches, policy, config.temperature),
         *_reward_probe(config),
         _labels(tokenizer, demonstrations, recipe.max_prompt_tokens),
         _masks(batches, tokenizer.eos_token_id),
-        _two_passes(batches[0], policy, config.temperature),
+        Check("f two passes differ by", (new - again).abs().max().item(), 1e-6, "dropout is off"),
     ])  # fmt: skip
 
 
 def _response_logprobs(model, batch, temperature: float) -> torch.Tensor:
     """As the PPO loop scores a rollout: (B, T)."""
-    return rollout.token_logprobs(model, batch.input_ids, batch.attention_mask, temperature)[
-        :, batch.prompt_length - 1 :
-    ]
+    return rollout.token_logprobs(
+        model, batch.input_ids, batch.attention_mask, temperature, batch.response_mask.shape[1]
+    )
 
 
-def _step_zero(batch, policy, ref_policy, config) -> list[Check]:
+def _step_zero(batch, new, policy, ref_policy, config) -> list[Check]:
     mask = batch.response_mask
     old = rollout.token_statistics(policy, batch.input_ids, batch.attention_mask, mask.shape[1], config.temperature)[0]
-    new = _response_logprobs(policy, batch, config.temperature)
     ref = _response_logprobs(ref_policy, batch, config.temperature)
     _, stats = ppo.policy_loss(new, old, torch.ones_like(new), mask, config.cliprange)
     ratio_error = torch.where(mask, (new - old).exp() - 1, 0.0).abs().max().item()
@@ -105,8 +105,7 @@ def _step_zero(batch, policy, ref_policy, config) -> list[Check]:
     ]
 
 
-def _padding(batch, policy, temperature: float) -> Check:
-    padded = _response_logprobs(policy, batch, temperature)
+def _padding(batch, padded, policy, temperature: float) -> Check:
     worst = 0.0
     for row in range(min(8, len(padded))):
         ids = batch.input_ids[row][batch.attention_mask[row].bool()][None]
@@ -142,7 +141,7 @@ def _reward_probe(config) -> list[Check]:
             1e-5,
             "r = -beta (log p - log ref), score at the end",
         ),
-        Check("d beta > 0", 0.0 if beta > 0 else 1.0, 0.5, "without a price on KL nothing anchors the policy"),
+        Check("d beta > 0", 0.0 if beta > 0 else 1.0, 0.5, "0 says yes: KL has a price, which anchors the policy"),
     ]
 
 
@@ -159,15 +158,10 @@ def _masks(batches, eos_token_id: int) -> Check:
     wrong = total = 0
     for batch in batches:
         responses, mask = batch.input_ids[:, batch.prompt_length :], batch.response_mask
-        ends = (responses == eos_token_id) & mask
+        ends = responses == eos_token_id
         last = mask.sum(-1) - 1
-        after = ends.any(-1) & (ends.float().argmax(-1) != last)  # argmax: the first EOS
+        elsewhere = ends.any(-1) & (ends.float().argmax(-1) != last)  # argmax: the first EOS
         holes = (mask.int().diff(dim=-1) > 0).any(-1)
-        wrong += int((after | holes | (last < 0)).sum())
+        wrong += int((elsewhere | holes | (last < 0)).sum())
         total += len(mask)
-    return Check("e masks end at EOS", wrong / total, 0.0, "nothing after EOS counts as an action")
-
-
-def _two_passes(batch, policy, temperature: float) -> Check:
-    first, second = (_response_logprobs(policy, batch, temperature) for _ in range(2))
-    return Check("f two passes differ by", (first - second).abs().max().item(), 1e-6, "dropout is off")
+    return Check("e masks end at EOS", wrong / total, 0.0, "EOS is the last action of a response that ends")

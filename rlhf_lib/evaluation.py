@@ -13,13 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import sacrebleu
-from rouge_score import rouge_scorer
 from scipy import stats
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-ROUGE_SCORER = rouge_scorer.RougeScorer(ROUGE_TYPES, use_stemmer=True)
 
 LENGTH_RIDGE = 0.01
 """λ of the penalty λ/2·φ² in `length_controlled_win_rate`: a normal prior of sd 10 on φ, a log-odds ratio"""
@@ -107,8 +105,11 @@ def _text_pairs(predictions: Sequence[str], references: Sequence[str]) -> tuple[
 
 
 def _rouge_each(predictions: Sequence[str], references: Sequence[str]) -> list[dict]:
+    from rouge_score import rouge_scorer  # only here: its import takes a second, which most stages need not wait
+
     pairs = zip(*_text_pairs(predictions, references))
-    return [ROUGE_SCORER.score(target=reference, prediction=prediction) for prediction, reference in pairs]
+    scorer = rouge_scorer.RougeScorer(ROUGE_TYPES, use_stemmer=True)
+    return [scorer.score(target=reference, prediction=prediction) for prediction, reference in pairs]
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -85,7 +85,7 @@ class RewardConfig:
 class PPOConfig:
     method: str = "full"
     """as in SFT, for policy and critic; with an adapter the reference is the policy without it, which costs no memory"""
-    updates: int = 100
+    updates: int = 80
     """rollout batches"""
     batch_size: int = 64
     """responses an update"""

@@ -752,8 +752,8 @@ MUTANTS = [
     (
         "doctor blind to dropout",
         "doctor.py",
-        "(first - second).abs().max().item(), 1e-6",
-        "(first - first).abs().max().item(), 1e-6",
+        "(new - again).abs().max().item(), 1e-6",
+        "(new - new).abs().max().item(), 1e-6",
         "test_doctor.py::test_a_and_f_see_dropout",
     ),
     (
@@ -829,15 +829,22 @@ MUTANTS = [
     (
         "doctor accepts tokens after EOS",
         "doctor.py",
-        "(after | holes | (last < 0))",
+        "(elsewhere | holes | (last < 0))",
         "(holes | (last < 0))",
+        "test_doctor.py::test_e_sees_each_kind_of_wrong_mask",
+    ),
+    (
+        "doctor looks for EOS among the counted tokens only",
+        "doctor.py",
+        "ends = responses == eos_token_id",
+        "ends = (responses == eos_token_id) & mask",
         "test_doctor.py::test_e_sees_each_kind_of_wrong_mask",
     ),
     (
         "doctor accepts holes in masks",
         "doctor.py",
-        "(after | holes | (last < 0))",
-        "(after | (last < 0))",
+        "(elsewhere | holes | (last < 0))",
+        "(elsewhere | (last < 0))",
         "test_doctor.py::test_e_sees_each_kind_of_wrong_mask",
     ),
     # behaviour under trouble

@@ -94,7 +94,9 @@ def test_a_sees_a_policy_that_is_not_its_reference(policy, ref_policy, tokenizer
 def test_a_sees_an_update_scored_at_another_temperature(policy, tokenizer, monkeypatch):
     token_logprobs = rollout.token_logprobs
     monkeypatch.setattr(
-        rollout, "token_logprobs", lambda model, ids, mask, temperature: token_logprobs(model, ids, mask, 1.5)
+        rollout,
+        "token_logprobs",
+        lambda model, ids, mask, temperature, last: token_logprobs(model, ids, mask, 1.5, last),
     )
     found = failed(examine(policy, tokenizer))
     assert {"a ratio - 1 at step 0", "a approxkl at step 0", "a clipfrac at step 0"} <= found
@@ -176,8 +178,17 @@ def test_e_and_c_see_pads_that_count_as_actions(tokenizer, monkeypatch):
         ([7, 0, 8, 0], [True, True, True, True], False),
         ([7, 8, 9, 5], [True, False, True, True], False),
         ([7, 8, 0, 1], [False, False, False, False], False),
+        ([7, 8, 0, 1], [True, True, False, False], False),
     ],
-    ids=["ends at EOS", "never ends", "counts what follows EOS", "ends twice", "has a hole", "counts nothing"],
+    ids=[
+        "ends at EOS",
+        "never ends",
+        "counts what follows EOS",
+        "ends twice",
+        "has a hole",
+        "counts nothing",
+        "leaves EOS out",
+    ],
 )
 def test_e_sees_each_kind_of_wrong_mask(response, mask, passed):
     ids = torch.tensor([[5, 5, *response], [5, 5, 0, 1, 1, 1]])

@@ -104,7 +104,7 @@ MISTAKES = [
     ("endings", "1 + going_on[:-1].sum()", "1 / p_eos.mean()", "without a limit"),
     ("endings", "1 + going_on[:-1].sum()", "going_on.sum()", "first token is missing"),
     ("endings", "going_on[:-1].sum()", "going_on.sum()", "one token too long"),
-    ("habit_at_temperature", " / (told.exp() + left_out.exp())", "", "divide by their sum"),
+    ("habit_at_temperature", "(told - left_out).sigmoid()", "told.exp()", "divide by their sum"),
     ("habit_at_temperature", " / temperature", " * temperature", "must sharpen"),
     (
         "habit_at_temperature",
