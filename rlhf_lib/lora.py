@@ -135,16 +135,25 @@ def target_names(model: nn.Module, target_modules: str) -> list[str]:
     return targets
 
 
+BLOCK = 64
+"""weights that share a scale in NF4"""
+
+
 def quantize(model: nn.Module) -> nn.Module:
     """Turn the linear layers of a transformers model's body to NF4 with double quantisation, in place; returns the model.
 
-    Blocks of 64 weights share a scale; the scales are 8-bit in blocks of 256 (Dettmers et al. 2023, section 3). Layers
-    compute in fp32, or bf16 under autocast. Embeddings, biases, norms and heads stay. Raises UsageError without bitsandbytes.
+    Blocks of `BLOCK` weights share a scale; the scales are 8-bit in blocks of 256 (Dettmers et al. 2023, section 3). Layers
+    compute in fp32, or bf16 under autocast. Embeddings, biases, norms and heads stay. Raises UsageError without bitsandbytes,
+    or for a layer whose inputs are no whole number of blocks.
     """
     bnb = _bitsandbytes()
     for name, layer in _linear_layers(model.base_model).items():
         transposed = isinstance(layer, Conv1D)
         weight = (layer.weight.T if transposed else layer.weight).detach().contiguous()  # (out, in)
+        if weight.shape[1] % BLOCK:  # where rows are cut in mid-block, bitsandbytes 0.50 restores wrong weights on a CPU
+            raise UsageError(
+                f"layer {name} has {weight.shape[1]} inputs, which blocks of {BLOCK} do not divide: choose method lora"
+            )
         packed = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], layer.bias is not None, torch.float32,
                                    quant_type="nf4", device="meta")  # fmt: skip
         packed.weight = bnb.nn.Params4bit(weight, quant_type="nf4").to(weight.device)

@@ -22,10 +22,18 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from conftest import random_policy
 from rlhf_lib import doctor, lora, models, stages
 from rlhf_lib.lora import AdapterOff, LoRALinear, adapt, inject_lora, merge_adapter, merge_lora, quantize
 from rlhf_lib.recipes import LoRAConfig, get_recipe
 from rlhf_lib.runtime import Paths, UsageError
+
+
+@pytest.fixture
+def policy(tokenizer):
+    """Twice as wide as elsewhere: blocks of 64 weights must divide the inputs of a 4-bit layer."""
+    return random_policy(tokenizer, n_embd=64)
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -35,7 +43,7 @@ IDS = torch.tensor([[3, 14, 15, 92, 65, 35, 8, 9, 7, 9]])
 @pytest.fixture
 def llama():
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    config = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -271,9 +279,9 @@ def test_a_saved_adapter_opens_merged_with_transformers_and_alone_with_peft(poli
 
 
 def test_bytes_are_those_of_the_tensors(policy):
-    """A by hand: two layers, each (32 -> 96), (32 -> 32), (32 -> 128), (128 -> 32), rank 4, 4 bytes a number."""
+    """A by hand: two layers, each (64 -> 192), (64 -> 64), (64 -> 256), (256 -> 64), rank 4, 4 bytes a number."""
     adapt(policy, CONFIG, "lora")
-    numbers = 2 * 4 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
+    numbers = 2 * 4 * ((64 + 192) + (64 + 64) + (64 + 256) + (256 + 64))
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad])
     policy(IDS, labels=IDS).loss.backward()
     optimizer.step()
@@ -305,6 +313,12 @@ def nearest(weight: torch.Tensor, levels) -> torch.Tensor:
 def test_the_levels_are_sixteen_with_an_exact_zero():
     levels = nf4_levels()
     assert len(levels) == 16 and 0.0 in levels and (levels[0], levels[-1]) == (-1.0, 1.0)
+
+
+def test_inputs_that_blocks_do_not_divide_are_refused_where_bitsandbytes_would_restore_wrong_weights(tokenizer):
+    narrow = random_policy(tokenizer, n_embd=32)
+    with pytest.raises(UsageError, match="32 inputs, which blocks of 64 do not divide"):
+        quantize(narrow)
 
 
 def test_quantised_weights_are_the_nearest_nf4_levels_the_right_way_round(policy):
@@ -351,7 +365,7 @@ def test_training_leaves_4_bit_weights_unchanged_whatever_the_processor(policy, 
     adapt(policy, CONFIG, "qlora")
     packed = [p for p in policy.parameters() if p.dtype == torch.uint8]
     numbers = sum(p.numel() for p in packed)
-    assert len(packed) == 2 * 4 and numbers == 2 * (32 * 96 + 32 * 32 + 2 * 32 * 128) / 2  # two in a byte
+    assert len(packed) == 2 * 4 and numbers == 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256) / 2  # two in a byte
     assert all(lora.scale_tensors(p)[0].dtype == torch.uint8 for p in packed)  # double quantisation
     before = kept(policy)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-2)
