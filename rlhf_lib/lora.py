@@ -150,7 +150,9 @@ def quantize(model: nn.Module) -> nn.Module:
     for name, layer in _linear_layers(model.base_model).items():
         transposed = isinstance(layer, Conv1D)
         weight = (layer.weight.T if transposed else layer.weight).detach().contiguous()  # (out, in)
-        if weight.shape[1] % BLOCK:  # where rows are cut in mid-block, bitsandbytes 0.50 restores wrong weights on a CPU
+        if (
+            weight.shape[1] % BLOCK
+        ):  # where rows are cut in mid-block, bitsandbytes 0.50 restores wrong weights on a CPU
             raise UsageError(
                 f"layer {name} has {weight.shape[1]} inputs, which blocks of {BLOCK} do not divide: choose method lora"
             )
