@@ -49,7 +49,7 @@ class LoRALinear(nn.Module):
         return self.base(x) + self.scale * (x_dropped @ self.A.T @ self.B.T)
 
     def merged(self) -> nn.Module:
-        """The base layer, its weight moved by scale B A: the same function at no extra cost."""
+        """The base layer, its weight moved in place by scale B A: the same function. Do not use this layer afterwards."""
         return _add_update(self.base, self.A, self.B, self.scale)
 
 
@@ -67,7 +67,7 @@ def inject_lora(model: nn.Module, r: int, alpha: float, dropout: float, target_m
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Put every LoRALinear's update into its base layer and the base layer in its place; returns the model."""
+    """Put every LoRALinear's update into its base layer and the base layer in its place; returns the model, still frozen."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             _replace(model, name, module.merged())
@@ -82,10 +82,13 @@ def _add_update(layer: nn.Module, A: torch.Tensor, B: torch.Tensor, scale: float
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
-    names = [name for name, _ in model.named_modules() if name]
+    names = list(_linear_layers(getattr(model, "base_model", model)))
     for target in targets:
         if not any(_matches(name, target) for name in names):
-            raise UsageError(f"no layer of the model is called {target!r}: print(model) shows the names")
+            raise UsageError(
+                f"no linear layer of the model's body is called {target!r}: choose among "
+                f"{', '.join(sorted({name.rpartition('.')[2] for name in names}))}"
+            )
 
 
 def _matches(name: str, target: str) -> bool:
@@ -147,18 +150,19 @@ def quantize(model: nn.Module) -> nn.Module:
     or for a layer whose inputs are no whole number of blocks.
     """
     bnb = _bitsandbytes()
-    for name, layer in _linear_layers(model.base_model).items():
+    layers = _linear_layers(model.base_model)
+    for name, layer in layers.items():
+        n_in = layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]
+        if n_in % BLOCK:  # where a block spans two rows, bitsandbytes 0.50 restores wrong weights on a CPU
+            raise UsageError(
+                f"layer {name} has {n_in} inputs, which blocks of {BLOCK} do not divide: choose method lora"
+            )
+    for name, layer in layers.items():
         transposed = isinstance(layer, Conv1D)
         weight = (layer.weight.T if transposed else layer.weight).detach().contiguous()  # (out, in)
-        if (
-            weight.shape[1] % BLOCK
-        ):  # where rows are cut in mid-block, bitsandbytes 0.50 restores wrong weights on a CPU
-            raise UsageError(
-                f"layer {name} has {weight.shape[1]} inputs, which blocks of {BLOCK} do not divide: choose method lora"
-            )
         packed = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], layer.bias is not None, torch.float32,
                                    quant_type="nf4", device="meta")  # fmt: skip
-        packed.weight = bnb.nn.Params4bit(weight, quant_type="nf4").to(weight.device)
+        packed.weight = bnb.nn.Params4bit(weight, quant_type="nf4", blocksize=BLOCK).to(weight.device)
         packed.bias, packed.transposed = layer.bias, transposed
         # On processors with AVX512-BF16 an evaluation would repack the weights in place, round their scales to bf16 and
         # leave a layer through which no gradient flows.
@@ -170,7 +174,7 @@ def quantize(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def merge_adapter(model: nn.Module) -> nn.Module:
-    """Put an adapter into the weights, in place, and leave the plain layers that were there before; returns the model.
+    """Put an adapter into the weights, in place, and leave plain layers, still frozen; returns the model.
 
     4-bit weights are dequantised first, so the result is the function that was trained, in full precision; rounding it
     to 4 bits again would be another one.
@@ -198,7 +202,10 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def save_adapter(model: nn.Module, folder: Path) -> None:
-    """Save the adapter alone, a trained head with it, as `PeftModel.from_pretrained(base model, folder)` reads it."""
+    """Save the adapter alone, a trained head with it, as `PeftModel.from_pretrained(base model, folder)` reads it.
+
+    An adapter trained on 4-bit weights needs `quantize(base model)` there; peft does not notice if it is not.
+    """
     from peft import TaskType
 
     state = {
@@ -219,7 +226,8 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
 class AdapterOff(nn.Module):
     """A policy with its adapter switched off: PPO's reference, without memory of its own.
 
-    Called like the policy, which has its adapter again when the call returns.
+    Called like the policy, which has its adapter again, and trainable, when the call returns. It shares the policy's modules,
+    so mode, device and requires_grad are the policy's.
     """
 
     def __init__(self, policy: nn.Module):

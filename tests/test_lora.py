@@ -518,8 +518,10 @@ def test_without_bitsandbytes_qlora_ends_in_one_sentence_and_lora_works(policy, 
 @pytest.mark.parametrize(
     "config, method, message",
     [(CONFIG, "dora", "unknown method 'dora': choose full, lora or qlora"),
-     (dataclasses.replace(CONFIG, target_modules="q_proj"), "lora", "no layer of the model is called 'q_proj'"),
-     (dataclasses.replace(CONFIG, target_modules="c_attn,"), "qlora", "no layer of the model is called ''")],
+     (dataclasses.replace(CONFIG, target_modules="q_proj"), "lora", "no linear layer of the model's body is called 'q_proj'"),
+     (dataclasses.replace(CONFIG, target_modules="c_attn,"), "qlora", "no linear layer of the model's body is called ''"),
+     (dataclasses.replace(CONFIG, target_modules="lm_head"), "lora", "is called 'lm_head'"),
+     (dataclasses.replace(CONFIG, target_modules="mlp"), "qlora", "is called 'mlp'")],
 )  # fmt: skip
 def test_mistakes_of_an_adapter_are_named_before_the_model_changes(policy, config, method, message):
     before = [type(m) for m in policy.modules()]
