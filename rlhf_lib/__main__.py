@@ -87,16 +87,15 @@ def _run(args) -> int:
 
     paths = Paths(recipe.name, recipe.scale, args.output_dir)
     if args.stage in ("sft", "reward", "ppo"):
+        folder = paths.checkpoints / models.folder_of(recipe, args.stage)
         if args.resume and stages.finished(recipe, paths, args.stage):
-            print(f"{args.stage}: already finished with these settings, checkpoint in {paths.checkpoints / args.stage}")
+            print(f"{args.stage}: already finished with these settings, checkpoint in {folder}")
             return 0
         if args.resume and not (paths.checkpoints / f"{args.stage}_state.pt").exists():
             print(f"{args.stage}: nothing to resume, starting from the beginning")
         train = {"sft": stages.train_sft, "reward": stages.train_reward, "ppo": stages.train_ppo}[args.stage]
         _, _, rows = train(recipe, paths, args.resume, args.tensorboard)
-        print(
-            f"{args.stage}: {len(rows)} rows of metrics in {paths.evaluation}, checkpoint in {paths.checkpoints / args.stage}"
-        )
+        print(f"{args.stage}: {len(rows)} rows of metrics in {paths.evaluation}, checkpoint in {folder}")
     elif args.stage == "doctor":
         folder, source = models.find_checkpoint(recipe, paths, "sft")
         tokenizer = models.load_tokenizer(recipe.policy)

@@ -24,6 +24,7 @@ from rlhf_lib.data import (
     pad,
     position_ids,
 )
+from rlhf_lib.lora import has_adapter, merge_adapter, save_adapter
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.runtime import Paths, UsageError, atomic_folder, autocast, mixed_precision, recover_folder
 
@@ -191,7 +192,13 @@ def stage_settings(recipe: Recipe, paths: Paths, stage: str) -> dict:
     data, and the weights it starts from."""
     resolved = recipe.resolved()
     common = ["name", "policy", "max_prompt_tokens", "max_new_tokens", "freeze_embeddings", "scale", "seed"]
-    settings = {key: resolved[key] for key in [*common, *STAGES[: STAGES.index(stage) + 1]]}
+    settings = {key: resolved[key] for key in common}
+    for each in STAGES[: STAGES.index(stage) + 1]:
+        settings[each] = resolved[each]
+        if resolved[each]["method"] == "full":
+            del settings[each]["method"]  # the settings of LoRA change nothing
+        else:
+            settings[each]["lora"] = resolved["lora"]
     settings["precision"] = mixed_precision() if recipe.precision == "auto" else recipe.precision
     settings["world"] = _digest([ASSETS.parent / f"{name}.py" for name in ("phrases", "world", "judge", "annotator")])
     settings["base"] = fingerprint(recipe.policy)
@@ -215,15 +222,24 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def folder_of(recipe: Recipe, stage: str) -> str:
+    """The name of a stage's checkpoint folder; an SFT model with an adapter does not replace one trained in full."""
+    return f"sft_{recipe.sft.method}" if stage == "sft" and recipe.sft.method != "full" else stage
+
+
 def save_checkpoint(folder: Path, model, tokenizer, settings: dict) -> None:
     """Replace `folder` in one step by model, tokenizer and the settings that made them.
 
-    A checkpoint made with other settings is kept beside it, as `FOLDER.previous`.
+    A model with an adapter is saved with the adapter merged into its weights, which are dequantised first if they are
+    4-bit; `FOLDER/adapter` holds the adapter alone. A checkpoint made with other settings is kept as `FOLDER.previous`.
     """
     stored = recover_folder(folder) / "settings.json"
     previous = folder.with_name(f"{folder.name}.previous")
     other = stored.exists() and _read_settings(stored) != settings
     with atomic_folder(folder, keep_as=previous if other else None) as fresh:
+        if has_adapter(model):
+            save_adapter(model, fresh / "adapter")
+            model = merge_adapter(copy.deepcopy(model))
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         (fresh / "settings.json").write_text(json.dumps(settings, indent=1))
@@ -237,12 +253,12 @@ def find_checkpoint(recipe: Recipe, paths: Paths, stage: str) -> tuple[str, str]
     """
     if stage == "base":
         return recipe.policy, f"base model {recipe.policy}"
-    folder = recover_folder(paths.checkpoints / stage)
+    folder = recover_folder(paths.checkpoints / folder_of(recipe, stage))
     stored = folder / "settings.json"
     if stored.exists() and _read_settings(stored) == stage_settings(recipe, paths, stage):
-        return str(folder), f"your own {stage} checkpoint"
+        return str(folder), f"your own {folder.name} checkpoint"
     shipped = ASSETS / stage
-    if recipe.policy == "tiny:small" and stage in SHIPPED:
+    if recipe.policy == "tiny:small" and stage in SHIPPED and getattr(recipe, stage).method == "full":
         why = "whose settings match" if stored.exists() else "yet"
         return str(shipped), f"the shipped {stage} snapshot (no {stage} checkpoint of your own {why})"
     why = "was made with other settings" if stored.exists() else "is missing"

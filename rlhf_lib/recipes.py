@@ -10,7 +10,27 @@ from rlhf_lib.runtime import UsageError
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), read by every stage whose `method` is "lora" or "qlora"."""
+
+    r: int = 8
+    """rank of the update; Hu et al. find that very small ranks are enough (section 7.2)"""
+    alpha: float = 32.0
+    """the update is scaled by alpha / r; 32 as for GPT-2 in Hu et al. (table 11)"""
+    dropout: float = 0.0
+    """on the input of the update alone, off in PPO. Hu et al. take 0.1 over several epochs; one epoch needs none"""
+    target_modules: str = "all-linear"
+    """"all-linear", every linear layer but the heads, which it takes to match full training (QLoRA, arXiv 2305.14314,
+    section 4); or names divided by commas, such as c_attn,c_proj"""
+    lr_factor: float = 2.0
+    """adapters learn at this many times the stage's lr. On the embedded world 2 and 5 end at the same loss and 10 above it;
+    ten is best for large models (Schulman et al. 2025, "LoRA Without Regret"), whose rate for full training is lower"""
+
+
+@dataclass(frozen=True)
 class SFTConfig:
+    method: str = "full"
+    """"full" (every weight), "lora" (frozen weights and an adapter) or "qlora" (the same on 4-bit weights)"""
     examples: int = 6000
     """demonstrations to train on"""
     validation_examples: int = 320
@@ -32,6 +52,8 @@ class SFTConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
+    method: str = "full"
+    """as in SFT; the head is trained in full"""
     init: str = "base"
     """the body it starts from: "base" or "sft". SFT forgets much of what the base model knows about telling true claims
     from false ones, and the reward model needs just that; Stiennon et al. 2020 start from SFT."""
@@ -61,6 +83,8 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class PPOConfig:
+    method: str = "full"
+    """as in SFT, for policy and critic; with an adapter the reference is the policy without it, which costs no memory"""
     updates: int = 80
     """rollout batches"""
     batch_size: int = 64
@@ -121,6 +145,7 @@ class Recipe:
     words that its data lack, and a name that no demonstration holds is hardly ever written again."""
     precision: str = "auto"
     """"auto", "bf16" or "no" (fp32)"""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -180,15 +205,15 @@ def get_recipe(name: str, scale: str = "full", seed: int | None = None, override
     return recipe
 
 
-CHOICES = {"kl_estimator": ("k1", "k2", "k3"), "precision": ("auto", "bf16", "no"),
+CHOICES = {"method": ("full", "lora", "qlora"), "kl_estimator": ("k1", "k2", "k3"), "precision": ("auto", "bf16", "no"),
            "split": ("validation", "test"), "init": ("base", "sft")}  # fmt: skip
 MAY_BE_ZERO = {
-    "seed", "sft.warmup", "sft.weight_decay", "reward.warmup", "reward.weight_decay", "reward.edited_prompts",
-    "reward.demonstration_prompts", "ppo.missing_eos_penalty", "ppo.kl_coef", "ppo.vf_coef", "ppo.gamma", "ppo.lam",
+    "seed", "lora.dropout", "sft.warmup", "sft.weight_decay", "reward.warmup", "reward.weight_decay",
+    "reward.edited_prompts", "reward.demonstration_prompts", "ppo.missing_eos_penalty", "ppo.kl_coef", "ppo.vf_coef", "ppo.gamma", "ppo.lam",
     "ppo.warmup", "ppo.critic_updates", "eval.temperature",
 }  # fmt: skip
-AT_MOST = {"seed": 2**32 - 1, "sft.warmup": 1, "reward.warmup": 1, "ppo.warmup": 1, "ppo.gamma": 1, "ppo.lam": 1,
-           "reward.samples_per_prompt": 10}  # fmt: skip
+AT_MOST = {"seed": 2**32 - 1, "lora.dropout": 0.9, "sft.warmup": 1, "reward.warmup": 1, "ppo.warmup": 1, "ppo.gamma": 1,
+           "ppo.lam": 1, "reward.samples_per_prompt": 10}  # fmt: skip
 AT_LEAST = {"reward.samples_per_prompt": 2, "ppo.batch_size": 2}
 
 

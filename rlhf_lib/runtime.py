@@ -172,8 +172,14 @@ class TrainingState:
         self.path, self.fingerprint = Path(path), fingerprint
 
     def save(self, step: int, rows: list[dict], **parts) -> None:
-        """Keep the step, the logged rows, the state_dict of every part and torch's random state."""
-        state = {name: part.state_dict() for name, part in parts.items()}
+        """Keep the step, the logged rows, torch's random state and what training changes in every part.
+
+        Of a model that is its trainable parameters: the others are those that it was loaded with.
+        """
+        state = {
+            name: _trainable(part) if isinstance(part, torch.nn.Module) else part.state_dict()
+            for name, part in parts.items()
+        }
         rng = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
         payload = dict(step=step, rows=rows, parts=state, rng=rng, fingerprint=self.fingerprint)
         write_atomic(self.path, lambda p: torch.save(payload, p))
@@ -192,7 +198,12 @@ class TrainingState:
                 "use the same recipe, overrides, scale and seed, or start again without --resume"
             )
         for name, part in parts.items():
-            part.load_state_dict(payload["parts"][name])
+            saved = payload["parts"][name]
+            if isinstance(part, torch.nn.Module):
+                for key, parameter in _trainable(part).items():
+                    parameter.copy_(saved[key])
+            else:
+                part.load_state_dict(saved)
         torch.set_rng_state(payload["rng"][0])
         if payload["rng"][1]:
             torch.cuda.set_rng_state_all(payload["rng"][1])
@@ -203,6 +214,10 @@ class TrainingState:
         if self.path.exists():
             self.path.replace(self.path.with_suffix(".previous.pt"))
         return 0, []
+
+
+def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 class MetricLog:

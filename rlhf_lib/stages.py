@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_lib import data, doctor, evaluation, models, ppo, reward, sft
+from rlhf_lib import data, doctor, evaluation, lora, models, ppo, reward, sft
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import generate, sample_texts
 from rlhf_lib.runtime import Paths, UsageError, make_accelerator, progress, set_seed, write_csv, write_json
@@ -21,7 +21,10 @@ REFERENCES = 256  # SFT references over which reward-model scores have mean 0
 
 
 def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
-    """Demonstrations -> `checkpoints/sft`; returns (policy, tokenizer, logged rows)."""
+    """Demonstrations -> `checkpoints/sft`, or `sft_lora`, `sft_qlora`; returns (policy, tokenizer, logged rows).
+
+    With an adapter the policy that is returned still has it; the checkpoint's weights have it merged.
+    """
     accelerator = make_accelerator(recipe.precision)
     tokenizer = models.load_tokenizer(recipe.policy)
     policy = models.load_policy(recipe.policy, tokenizer)
@@ -29,9 +32,11 @@ def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
     validation = data.demonstrations(data.held_out_posts("validation", recipe.sft.validation_examples), seed=0)
     settings = models.stage_settings(recipe, paths, "sft")
     models.save_checkpoint(paths.checkpoints / "base", policy, tokenizer, settings)
-    rows = sft.train_sft(recipe, policy, tokenizer, examples, validation, paths.checkpoints, accelerator, settings,
-                         resume, tensorboard)  # fmt: skip
-    finish(paths, "sft", policy, tokenizer, settings, rows)
+    set_seed(recipe.seed)  # an adapter starts at random
+    lora.adapt(policy, recipe.lora, recipe.sft.method)
+    rows = sft.train_sft(with_rate(recipe, "sft"), policy, tokenizer, examples, validation, paths.checkpoints,
+                         accelerator, settings, resume, tensorboard)  # fmt: skip
+    finish(recipe, paths, "sft", policy, tokenizer, settings, rows)
     return policy, tokenizer, rows
 
 
@@ -91,16 +96,17 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
 def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
     """Preferences -> `checkpoints/reward`; returns (reward model, tokenizer, logged rows)."""
     accelerator = make_accelerator(recipe.precision)
-    train, validation = preference_pairs(recipe, paths)
     tokenizer = models.load_tokenizer(recipe.policy)
-    set_seed(recipe.seed)  # the head starts at random
+    set_seed(recipe.seed)  # the head starts at random, and so does an adapter
     reward_model = models.new_reward_model(_announced(recipe, paths, recipe.reward.init), tokenizer)
+    lora.adapt(reward_model, recipe.lora, recipe.reward.method)
+    train, validation = preference_pairs(recipe, paths)
     references = [{"prompt": p.prompt, "completion": reference_summary(p)}
                   for p in data.training_posts("sft", min(REFERENCES, recipe.sft.examples), recipe.seed)]  # fmt: skip
     settings = models.stage_settings(recipe, paths, "reward")
-    rows = reward.train_reward(recipe, reward_model, tokenizer, train, validation, references, paths.checkpoints,
-                               accelerator, settings, resume, tensorboard)  # fmt: skip
-    finish(paths, "reward", reward_model, tokenizer, settings, rows)
+    rows = reward.train_reward(with_rate(recipe, "reward"), reward_model, tokenizer, train, validation, references,
+                               paths.checkpoints, accelerator, settings, resume, tensorboard)  # fmt: skip
+    finish(recipe, paths, "reward", reward_model, tokenizer, settings, rows)
     write_json(paths.evaluation / "reward.json", reward_report(recipe, reward_model, tokenizer, validation))
     return reward_model, tokenizer, rows
 
@@ -154,9 +160,13 @@ def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
     accelerator = make_accelerator(recipe.precision)
     sft_folder, reward_folder = (_announced(recipe, paths, stage) for stage in ("sft", "reward"))
     tokenizer = models.load_tokenizer(recipe.policy)
-    policy, ref_policy = models.load_policy(sft_folder, tokenizer), models.load_policy(sft_folder, tokenizer)
+    policy = models.load_policy(sft_folder, tokenizer)
     reward_model = models.load_reward_model(reward_folder)
     value_model = models.value_model_from(reward_model)
+    set_seed(recipe.seed)  # an adapter starts at random
+    for model in (policy, value_model.body):
+        lora.adapt(model, recipe.lora, recipe.ppo.method)
+    ref_policy = lora.AdapterOff(policy) if lora.has_adapter(policy) else models.load_policy(sft_folder, tokenizer)
     prompts = [post.prompt for post in data.training_posts("ppo", recipe.ppo.prompts, recipe.seed)]
     validation = data.held_out_posts("validation", recipe.ppo.eval_prompts)
     settings = models.stage_settings(recipe, paths, "ppo")
@@ -171,9 +181,9 @@ def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
         gold = [gold_score(post, text) for post, text in zip(validation, texts, strict=True)]
         return {"eval/gold": float(np.mean(gold)), "eval/scores": scores.mean().item()}
 
-    rows = ppo.train_ppo(recipe, policy, ref_policy, reward_model, value_model, tokenizer, tokenizer, prompts,
-                         paths.checkpoints, accelerator, settings, resume, on_validation, tensorboard)  # fmt: skip
-    finish(paths, "ppo", policy, tokenizer, settings, rows)
+    rows = ppo.train_ppo(with_rate(recipe, "ppo"), policy, ref_policy, reward_model, value_model, tokenizer, tokenizer,
+                         prompts, paths.checkpoints, accelerator, settings, resume, on_validation, tensorboard)  # fmt: skip
+    finish(recipe, paths, "ppo", policy, tokenizer, settings, rows)
     return policy, tokenizer, rows
 
 
@@ -186,10 +196,19 @@ def run_doctor(recipe: Recipe, policy, ref_policy, tokenizer) -> doctor.Report:
     return doctor.examine(recipe, policy, ref_policy, tokenizer, [p.prompt for p in posts], examples)
 
 
-def finish(paths: Paths, stage: str, model, tokenizer, settings: dict, rows: list[dict]) -> None:
+def with_rate(recipe: Recipe, stage: str) -> Recipe:
+    """The recipe as the loop of a stage reads it: an adapter learns at `lora.lr_factor` times the stage's rate."""
+    config = getattr(recipe, stage)
+    if config.method == "full":
+        return recipe
+    return dataclasses.replace(recipe, **{stage: dataclasses.replace(config, lr=config.lr * recipe.lora.lr_factor)})
+
+
+def finish(recipe: Recipe, paths: Paths, stage: str, model, tokenizer, settings: dict, rows: list[dict]) -> None:
     """Keep the metrics beside the evaluation files, save the checkpoint, drop the resume point."""
-    write_csv(paths.evaluation / f"{stage}_metrics.csv", rows)
-    models.save_checkpoint(paths.checkpoints / stage, model, tokenizer, settings)
+    name = models.folder_of(recipe, stage)
+    write_csv(paths.evaluation / f"{name}_metrics.csv", rows)
+    models.save_checkpoint(paths.checkpoints / name, model, tokenizer, settings)
     (paths.checkpoints / f"{stage}_state.pt").unlink(missing_ok=True)
 
 

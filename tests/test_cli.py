@@ -39,6 +39,11 @@ def run(capsys, *arguments):
         ),
         (["run", "--recipe", "tiny", "--set", "reward.samples_per_prompt=1"], ["samples_per_prompt=1", "at least 2"]),
         (["run", "--recipe", "tiny", "--set", "ppo.kl_coef=-1"], ["ppo.kl_coef=-1", "0 or more"]),
+        (["sft", "--recipe", "tiny", "--set", "sft.method=dora"], ["sft.method=dora", "full or lora or qlora"]),
+        (
+            ["sft", "--recipe", "tiny", "--scale", "smoke", "--set", "sft.method=lora", "lora.target_modules=q_proj"],
+            ["no linear layer of the model's body is called 'q_proj'", "c_attn"],
+        ),
         (["sft", "--recipe", "tiny", "--seed", "9" * 30], ["seed", "at most"]),
         (["results", "--recipe", "tiny", "--scale", "smoke", "--seeds", "11"], ["at least two"]),
         (["results", "--recipe", "tiny", "--scale", "smoke", "--seeds", "-1", "2"], ["seed=-1"]),

@@ -48,7 +48,7 @@ def test_a_value_of_the_wrong_type_says_how_to_write_it(key, value):
     [("ppo.updates", "12", 12), ("ppo.updates", "1e2", 100), ("ppo.lr", "1", 1.0), ("ppo.lr", "3e-4", 3e-4),
      ("ppo.lr", 2, 2.0), ("ppo.whiten_rewards", "true", True), ("ppo.whiten_rewards", "False", False),
      ("ppo.kl_estimator", "k3", "k3"), ("max_new_tokens", "16", 16), ("seed", "5", 5), ("policy", "tiny:medium", "tiny:medium"),
-     ("eval.split", "validation", "validation"), ("precision", "no", "no")],
+     ("eval.split", "validation", "validation"), ("reward.method", "qlora", "qlora"), ("lora.alpha", "8", 8.0), ("precision", "no", "no")],
 )  # fmt: skip
 def test_an_override_arrives_with_the_type_of_its_setting(key, value, expected):
     found = get_recipe("tiny", overrides={key: value}).resolved()
@@ -65,7 +65,8 @@ def test_an_override_cannot_rename_a_recipe_or_its_scale(key, value):
 
 @pytest.mark.parametrize(
     "key, value",
-    [("seed", -1), ("ppo.kl_estimator", "k9"), ("precision", "fp8"), ("ppo.batch_size", 0), ("ppo.minibatches", 0),
+    [("seed", -1), ("sft.method", "dora"), ("ppo.method", "LoRA"), ("lora.r", 0), ("lora.dropout", 1.0), ("lora.lr_factor", 0),
+     ("ppo.kl_estimator", "k9"), ("precision", "fp8"), ("ppo.batch_size", 0), ("ppo.minibatches", 0),
      ("ppo.micro_batch_size", 0), ("sft.micro_batch_size", 0), ("reward.micro_batch_prompts", 0), ("ppo.temperature", 0.0), ("sft.batch_size", 0), ("reward.batch_prompts", -4),
      ("ppo.batch_size", 1), ("ppo.gamma", 1.5), ("ppo.lam", 2), ("sft.warmup", 3), ("reward.samples_per_prompt", 11),
      ("eval.split", "dev"), ("ppo.minibatches", 3), ("max_prompt_tokens", 0), ("ppo.exact_kl_every", 0), ("ppo.lr", "1e999")],
@@ -74,7 +75,9 @@ def test_a_value_that_cannot_work_is_refused_before_anything_runs(key, value):
     refused(key.split(".")[-1], "tiny", overrides={key: value})
 
 
-@pytest.mark.parametrize("key", ["reward.edited_prompts", "reward.demonstration_prompts", "eval.temperature"])
+@pytest.mark.parametrize(
+    "key", ["reward.edited_prompts", "reward.demonstration_prompts", "eval.temperature", "lora.dropout"]
+)
 def test_what_an_ablation_sets_to_zero_may_be_zero(key):
     get_recipe("tiny", overrides={key: "0"})
 

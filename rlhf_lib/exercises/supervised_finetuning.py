@@ -182,3 +182,155 @@ def check_habit_at_temperature(answer: Callable) -> str:
     }  # fmt: skip
     shares = torch.tensor([0.4, 0.5, 0.46, 0.83, 0.94])
     return grade(answer, normalised(lambda share, t: share ** (1 / t)), [(shares, 0.5), (shares, 2.0)], mistakes)
+
+
+# ------------------------------------------------------------------------------------- 01/03
+
+
+def check_lora_training_bytes(answer: Callable) -> str:
+    """answer(layers, frozen, r), layers a list of (n_in, n_out) -> bytes of (weights, gradients, moments) in fp32."""
+
+    def count(weights=lambda base, new: base + new, gradients=lambda base, new: new, moments=2, each=4,
+              new=lambda r, i, o: r * (i + o), rest=1):  # fmt: skip
+        """The right function, or one with another count of one part."""
+
+        def function(layers, frozen, r):
+            base, added = sum(i * o for i, o in layers) + rest * frozen, sum(new(r, i, o) for i, o in layers)
+            learnt = gradients(base, added)
+            return each * weights(base, added), each * learnt, each * moments * added
+
+        return function
+
+    mistakes = {
+        "frozen weights get no gradient. Count those of A and B alone.": count(gradients=lambda base, new: base + new),
+        "Adam keeps two numbers for each trained one, the mean of the gradient and of its square.": count(moments=1),
+        "A is (r, n_in) and B is (n_out, r): add the two, r does not multiply the whole matrix.":
+            count(new=lambda r, i, o: r * i * o),
+        "you count A alone. B has r numbers for each output.": count(new=lambda r, i, o: r * i),
+        "A and B are weights, too: they are held beside the frozen ones.": count(weights=lambda base, new: base),
+        "the other frozen weights, such as the embeddings, are held all the same.": count(rest=0),
+        "these are numbers. In fp32 each has 4 bytes.": count(each=1),
+    }  # fmt: skip
+    cases = [([(128, 384), (256, 128)], 1000, 8), ([(64, 64)], 0, 1)]
+    return grade(answer, count(), cases, mistakes)
+
+
+def check_factor_gradients(answer: Callable) -> str:
+    """answer(gradient (out, in) of the loss for scale B A, A, B, scale) -> its gradients for A and for B."""
+
+    def truth(g, a, b, scale):
+        return scale * b.T @ g, scale * g @ a.T
+
+    mistakes = {
+        "the scale is missing: the weight moves by scale times B A.": lambda g, a, b, scale: (b.T @ g, g @ a.T),
+        "the two are swapped: A's comes first.": lambda *case: truth(*case)[::-1],
+        "these are steps, not gradients: the sign is flipped.": lambda *case: tuple(-x for x in truth(*case)),
+        "the scale counts once for each factor.": lambda g, a, b, scale: (scale**2 * b.T @ g, scale**2 * g @ a.T),
+    }
+    generator = torch.Generator().manual_seed(0)
+    g, a, b = (torch.randn(*shape, generator=generator) for shape in ((4, 5), (2, 5), (4, 2)))
+    return grade(answer, truth, [(g, a, b, 3.0), (g, a, torch.zeros(4, 2), 0.5)], mistakes)
+
+
+def check_swap_adapter(answer: Callable) -> str:
+    """answer(weight (out, in), old, new), adapters (A, B, alpha); `old` is merged into weight -> weight with `new`."""
+
+    def update(a, b, alpha):
+        return alpha / a.shape[0] * b @ a
+
+    def truth(weight, old, new):
+        return weight - update(*old) + update(*new)
+
+    mistakes = {
+        "the scale is alpha / r, and r is the number of rows of A.": lambda w, old, new: (
+            w - old[2] * old[1] @ old[0] + new[2] * new[1] @ new[0]
+        ),
+        "the old adapter is still in the weight: subtract it.": lambda w, old, new: w + update(*new),
+        "the new adapter is missing: add it.": lambda w, old, new: w - update(*old),
+        "the signs are turned round: the old one leaves, the new one comes.": lambda w, old, new: truth(w, new, old),
+        "each adapter has a rank and an alpha of its own: you scale both alike.": lambda w, old, new: (
+            w - update(*old) + old[2] / old[0].shape[0] * new[1] @ new[0]
+        ),
+    }
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((4, 5), (2, 5), (4, 2), (3, 5), (4, 3))
+    weight, *factors = (torch.randn(*shape, generator=generator) for shape in shapes)
+    return grade(answer, truth, [(weight, (*factors[:2], 16.0), (*factors[2:], 8.0))], mistakes)
+
+
+# ------------------------------------------------------------------------------------- 01/04
+
+
+def check_unpack_nibbles(answer: Callable) -> str:
+    """answer(packed (N,) uint8) -> (2N,) indexes 0..15; of each byte the upper four bits come first."""
+
+    def both(first, second, join=lambda a, b: torch.stack([a, b], -1).flatten()):
+        return lambda packed: join(first(packed.long()), second(packed.long()))
+
+    def high(x):
+        return x >> 4
+
+    def low(x):
+        return x & 15
+
+    mistakes = {
+        "the two indexes of a byte are swapped: the upper four bits come first.": both(low, high),
+        "the order is wrong: the two indexes of a byte are neighbours.": both(
+            high, low, lambda a, b: torch.cat([a, b])
+        ),
+        "the upper four bits must move down by four: shift them, 240 is no index.": both(lambda x: x & 240, low),
+        "the lower index still carries the upper one: mask it with 15.": both(high, lambda x: x),
+        "half of the indexes are missing: a byte holds two.": lambda packed: high(packed.long()),
+    }
+    packed = torch.tensor([0x12, 0xF0, 0x7A, 0x0F, 0x33], dtype=torch.uint8)
+    return grade(answer, both(high, low), [(packed,)], mistakes)
+
+
+def check_bits_per_weight(answer: Callable) -> str:
+    """answer(block, group), group None without double quantisation -> bits of memory a weight."""
+
+    def bits(single, double):
+        return lambda block, group: single(block) if group is None else double(block, group)
+
+    def plain(block):
+        return 4 + 32 / block
+
+    mistakes = {
+        "the scale of a group serves group times block weights: divide by both.": bits(
+            plain, lambda block, group: 4 + 8 / block + 32 / group
+        ),
+        "with double quantisation the 8-bit scale takes the place of the 32-bit one.": bits(
+            plain, lambda block, group: 4 + 32 / block + 8 / block + 32 / (block * group)
+        ),
+        "the scales of the scales are missing: one of 32 bits a group.": bits(
+            plain, lambda block, group: 4 + 8 / block
+        ),
+        "these are the scales alone. Add the 4 bits of the weight itself.": bits(
+            lambda block: 32 / block, lambda block, group: 8 / block + 32 / (block * group)
+        ),
+        "these are bytes. A byte has 8 bits.": bits(
+            lambda block: plain(block) / 8, lambda block, group: (4 + 8 / block + 32 / (block * group)) / 8
+        ),
+        "group is ignored: with double quantisation a scale has 8 bits.": bits(
+            plain, lambda block, group: plain(block)
+        ),
+    }
+    truth = bits(plain, lambda block, group: 4 + 8 / block + 32 / (block * group))
+    return grade(answer, truth, [(64, None), (64, 256), (32, 64), (128, None)], mistakes)
+
+
+def check_largest_model(answer: Callable) -> str:
+    """answer(memory in bytes, bits a frozen weight, share of adapter numbers) -> frozen weights that fit, with Adam."""
+
+    def fits(each=lambda bits: bits / 8, trained=16):
+        return lambda memory, bits, share: memory / (each(bits) + trained * share)
+
+    mistakes = {
+        "bits are not bytes: divide by 8.": fits(each=lambda bits: bits),
+        "4 bytes of each trained number are missing: it has a weight, a gradient and two moments.": fits(trained=12),
+        "8 bytes of each trained number are missing: it has a weight, a gradient and two moments.": fits(trained=8),
+        "the adapter is missing: it has share times as many numbers as there are frozen weights.": fits(trained=0),
+        "frozen weights have neither gradient nor moments: only share of them cost 16 bytes.":
+            lambda memory, bits, share: memory / (bits / 8 + 16),
+    }  # fmt: skip
+    return grade(answer, fits(), [(24e9, 4.127, 0.01), (24e9, 16.0, 0.005), (16e9, 32.0, 0.02)], mistakes)
