@@ -336,7 +336,7 @@ def by_hand(case="correct", seed=1, failed=(), z=0.4, stopped="", **curves) -> O
 
 
 SICK = {
-    "temperature": dict(failed=[clinic.Z], z=-8.0, entropy=[0.3] * 12),
+    "temperature": dict(failed=[clinic.Z], z=-8.0, scores=[-2.0] * 12),
     "top_k": dict(failed=[clinic.Z], z=-6.0),
     "top_p": dict(failed=[clinic.Z], z=-9.0),
     "min_new_tokens": dict(failed=[clinic.Z], z=9.0, length=[26.0] * 12),
