@@ -1084,15 +1084,15 @@ MUTANTS = [
     (
         "4-bit weights take another data type",
         "lora.py",
-        'bnb.nn.Params4bit(weight, quant_type="nf4")',
-        'bnb.nn.Params4bit(weight, quant_type="fp4")',
+        'Params4bit(weight, quant_type="nf4", blocksize',
+        'Params4bit(weight, quant_type="fp4", blocksize',
         "test_lora.py::test_quantised_weights_are_the_nearest_nf4_levels_the_right_way_round",
     ),
     (
         "scales are not quantised",
         "lora.py",
-        'bnb.nn.Params4bit(weight, quant_type="nf4")',
-        'bnb.nn.Params4bit(weight, quant_type="nf4", compress_statistics=False)',
+        'Params4bit(weight, quant_type="nf4", blocksize',
+        'Params4bit(weight, quant_type="nf4", compress_statistics=False, blocksize',
         "test_lora.py::test_quantised_layers_are_those_that_transformers_loads",
     ),
     (

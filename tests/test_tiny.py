@@ -101,7 +101,7 @@ def test_no_post_of_the_corpus_is_followed_by_its_summary():
 def test_the_marks_of_the_corpus_are_true():
     """Read by the judge's parser: a claim is marked TRUE exactly when it states the post's own fact."""
     marks = []
-    for seed, post in enumerate(make_posts(400, seed=5)):
+    for seed, post in enumerate(make_posts(400, seed=5) * 5):  # the same thing with another action is rare
         for sentence, said in claims(world._fact_check(post, random.Random(seed))):
             for word, mark in re.findall(r"(\w+) (TRUE|FALSE)\b", sentence):
                 kind = kind_of(word, said, sentence)
