@@ -104,6 +104,8 @@ def test_the_marks_of_the_corpus_are_true():
     for seed, post in enumerate(make_posts(400, seed=5) * 5):  # the same thing with another action is rare
         for sentence, said in claims(world._fact_check(post, random.Random(seed))):
             for word, mark in re.findall(r"(\w+) (TRUE|FALSE)\b", sentence):
+                if len(re.findall(rf"\b{word}\b", sentence)) > 1:
+                    continue  # "your best friend … help from a friend": which of them is marked?
                 kind = kind_of(word, said, sentence)
                 assert (said[kind] == truth(post, kind)) == (mark == "TRUE"), sentence
                 marks.append((kind, mark))
