@@ -594,7 +594,7 @@ def seeds_of(case: str, seeds) -> tuple[int, ...]:
 
 
 def matrix(outcomes: list[Outcome], seeds) -> dict[str, dict]:
-    """{case: {"detected": {check: [bool a seed]}, "signature", "stopped", "gold": [a value a seed]}}.
+    """{case: {"detected": {check: [bool a seed]}, "seeds", "signature", "stopped", "gold": [a value a seed]}}.
 
     Only the cases that were run with all of `seeds`; over `SEEDS`, those in `AGAIN` count with their own. The signature
     of "correct" is that no check sees anything. Raises UsageError if the correct run of a seed is missing.
@@ -609,6 +609,7 @@ def matrix(outcomes: list[Outcome], seeds) -> dict[str, dict]:
             ill, well = ([by[name, seed] for seed in own] for name in (case, "correct"))
             seen = [detections(outcome) for outcome in ill]
             table[case] = {
+                "seeds": list(own),
                 "detected": {check: [s[check] for s in seen] for check in CHECKS},
                 "signature": [has_signature(case, a, b) for a, b in zip(ill, well, strict=True)],
                 "stopped": [bool(outcome.stopped) for outcome in ill],

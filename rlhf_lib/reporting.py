@@ -337,7 +337,10 @@ def clinic_table(summary: dict) -> str:
     ]
     for case, row in matrix.items():
         counts = " | ".join(str(sum(row["detected"][check]) or "·") for check in checks)
-        lines.append(f"| `{case}` | {counts} | {sum(row['signature'])} of {len(seeds)} |")
+        lines.append(f"| `{case}` | {counts} | {sum(row['signature'])} of {len(row['seeds'])} |")
+    own = [f"`{case}` {', '.join(map(str, row['seeds']))}" for case, row in matrix.items() if row["seeds"] != seeds]
+    if own:
+        lines += ["", f"Seeds of their own: {'; '.join(own)}"]
     return "\n".join(lines)
 
 

@@ -339,13 +339,13 @@ def check_wrong_masks(answer: Callable) -> str:
     def to_last(ends):
         return (ends.flip(-1).cumsum(-1).flip(-1) > 0) | ~ends.any(-1, keepdim=True)
 
-    def as_the_doctor_does(ids, mask, eos):
+    def behind_the_end_or_with_a_hole(ids, mask, eos):
         return (mask & ~to_first(ids == eos)).any(-1) | (mask.int().diff(dim=-1) > 0).any(-1)
 
     truth = differs_from(to_first)
     mistakes = {
         "a mask that leaves the EOS out, or the last token of a cut response, passes. It must count all there is to count.":
-            as_the_doctor_does,
+            behind_the_end_or_with_a_hole,
         "you look only for what is counted behind the end. A mask that counts too little passes.":
             lambda ids, mask, eos: (mask & ~to_first(ids == eos)).any(-1),
         "you call masks wrong that count their EOS. To stop is an action.": differs_from(lambda ends: ends.cumsum(-1) == 0),
