@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_lib import doctor, models, reporting, stages
+from rlhf_lib.glossary import GLOSSARY
 from rlhf_lib.recipes import get_recipe
 from rlhf_lib.runtime import Paths, TrainingFailure, TrainingState, UsageError
 
@@ -58,6 +59,15 @@ def test_run_writes_checkpoints_metrics_and_a_report(finished):
         assert (paths.evaluation / f"{stage}_metrics.csv").exists()
         assert not (paths.checkpoints / f"{stage}_state.pt").exists()
     assert json.loads((paths.evaluation / "evaluation.json").read_text())["seconds"].keys() >= {"sft", "ppo"}
+
+
+def test_the_glossary_holds_what_the_loops_log_and_nothing_else(finished):
+    paths, _ = finished
+    logged = set()
+    for stage in STAGES:
+        with open(paths.evaluation / f"{stage}_metrics.csv") as file:
+            logged |= set(next(csv.reader(file)))
+    assert logged - {"step"} == {key for key in GLOSSARY if not key.startswith("doctor/")}
 
 
 def test_smoke_runs_write_only_under_smoke(finished):
