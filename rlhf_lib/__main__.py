@@ -1,6 +1,7 @@
 """The course without a notebook: `python -m rlhf_lib STAGE --recipe NAME [--set ppo.kl_coef=0.1 ...]`."""
 
 import argparse
+import csv
 import json
 import sys
 
@@ -109,7 +110,10 @@ def _run(args) -> int:
         readme = ROOT / "README.md"
         default = recipe.scale == "full" and not (args.output_dir or args.set or args.seeds)
         if readme.exists() and default:
-            readme.write_text(reporting.readme_with_results(readme.read_text(), summary))
+            with open(paths.evaluation / f"seed_{summary['seeds'][0]}" / "samples.csv", newline="") as file:
+                samples = list(csv.DictReader(file))
+            text = reporting.readme_with(readme.read_text(), "results", reporting.results_table(summary))
+            readme.write_text(reporting.readme_with(text, "samples", reporting.samples_table(samples)))
     elif args.stage == "clinic":
         from rlhf_lib import clinic
 

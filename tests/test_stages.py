@@ -380,8 +380,8 @@ def test_the_summary_over_seeds_is_the_mean_of_the_reports_with_students_interva
     assert (row["low"], row["high"]) == (pytest.approx(0.9 - half, abs=1e-4), pytest.approx(0.9 + half, abs=1e-4))
     table = reporting.results_table({"seeds": [11, 12, 13], "table": list(rows.values())})
     assert "| **gold score, PPO** | 0.800 | 0.900 | 1.000 | 0.900 [0.652, 1.148] |" in table
-    readme = f"before\n{reporting.README_MARKS[0]}\nstale row\n{reporting.README_MARKS[1]}\nafter"
-    renewed = reporting.readme_with_results(readme, {"seeds": [11, 12, 13], "table": list(rows.values())})
+    start, end = reporting.README_MARKS["results"]
+    renewed = reporting.readme_with(f"before\n{start}\nstale row\n{end}\nafter", "results", table)
     assert (
         renewed.startswith("before\n")
         and renewed.endswith("\nafter")
