@@ -5,12 +5,12 @@ import csv
 import json
 import sys
 
-from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe
+from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe, scaling_recipe
 from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError
 
-STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic")
+STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic", "scaling")
 FLAGS = {  # the stages that read a flag
-    "seeds": ("results", "clinic"),
+    "seeds": ("results", "clinic", "scaling"),
     "faults": ("clinic",),
     "resume": ("sft", "reward", "ppo", "run", "results"),
     "tensorboard": ("sft", "reward", "ppo", "run"),
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="such as ppo.kl_coef=0.1")
     p.add_argument("--scale", default="full", help="full, or smoke for a run of seconds")
     p.add_argument("--seed", type=int, help="default: the recipe's")
-    p.add_argument("--seeds", type=int, nargs="+", help="results, clinic: the seeds to run")
+    p.add_argument("--seeds", type=int, nargs="+", help="results, clinic, scaling: the seeds to run")
     p.add_argument("--faults", nargs="+", metavar="NAME", help="clinic: only these, and again even if they are done")
     p.add_argument("--output-dir", help="default: outputs/ beside the library")
     p.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
@@ -74,7 +74,7 @@ def _run(args) -> int:
             raise UsageError(
                 f"--{flag} does nothing for {args.stage}: leave it out, it belongs to {', '.join(readers)}"
             )
-    make = clinic_recipe if args.stage == "clinic" else get_recipe
+    make = {"clinic": clinic_recipe, "scaling": scaling_recipe}.get(args.stage, get_recipe)
     recipe = make(args.recipe, args.scale, args.seed, overrides(args.set))
     if args.dry_run:
         print(json.dumps(recipe.resolved(), indent=1))
@@ -120,6 +120,12 @@ def _run(args) -> int:
         summary = clinic.run_clinic(recipe, paths, args.seeds, args.faults)
         print(reporting.clinic_table(summary))
         print(f"matrix and runs in {paths.evaluation / 'clinic.json'}")
+    elif args.stage == "scaling":
+        from rlhf_lib import scaling
+
+        study = scaling.run_scaling(recipe, paths, args.seeds)
+        print(reporting.scaling_table(scaling.summary(study["runs"])))
+        print(f"all runs in {paths.evaluation / 'scaling.json'}")
     else:
         report = (
             stages.run(recipe, paths, args.resume, args.tensorboard)

@@ -345,6 +345,20 @@ def clinic_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def scaling_table(rows: list[dict]) -> str:
+    """Markdown of `scaling.summary`: means over the seeds where both models have the same size, and their difference."""
+    lines = ["| stage | quantity | small | medium | medium − small | told apart |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["contrast"] == "same size":
+            small, medium = (f"{sum(row[size]) / len(row['seeds']):.4g}" for size in ("small", "medium"))
+            interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] is not None else ""
+            apart = {True: "yes", False: "no", None: "one seed"}[row["distinguishable"]]
+            lines.append(
+                f"| {row['stage']} | {row['quantity']} | {small} | {medium} | {row['mean']:.3g}{interval} | {apart} |"
+            )
+    return "\n".join(lines)
+
+
 def results_table(summary: dict) -> str:
     """Markdown of `make results`: one row a quantity, its value on each seed, mean and 95 % interval over the seeds."""
     names = {

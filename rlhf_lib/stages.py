@@ -28,8 +28,7 @@ def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
     accelerator = make_accelerator(recipe.precision)
     tokenizer = models.load_tokenizer(recipe.policy)
     policy = models.load_policy(recipe.policy, tokenizer)
-    examples = data.demonstrations(data.training_posts("sft", recipe.sft.examples, recipe.seed), recipe.seed)
-    validation = data.demonstrations(data.held_out_posts("validation", recipe.sft.validation_examples), seed=0)
+    examples, validation = sft_examples(recipe)
     settings = models.stage_settings(recipe, paths, "sft")
     models.save_checkpoint(paths.checkpoints / "base", policy, tokenizer, settings)
     set_seed(recipe.seed)  # an adapter starts at random
@@ -40,10 +39,17 @@ def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
     return policy, tokenizer, rows
 
 
-def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dict]]:
-    """Training and validation pairs: samples of the SFT policy and demonstrations, labelled by the noisy annotator.
+def sft_examples(recipe: Recipe) -> tuple[list[dict], list[dict]]:
+    """Training and validation demonstrations."""
+    posts = data.training_posts("sft", recipe.sft.examples, recipe.seed)
+    held_out = data.held_out_posts("validation", recipe.sft.validation_examples)
+    return data.demonstrations(posts, recipe.seed), data.demonstrations(held_out, seed=0)
 
-    Kept in `checkpoints/preferences.json` and reused while the settings that made them are the same.
+
+def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dict]]:
+    """The pairs of `sample_preferences`, kept in `checkpoints/preferences.json`.
+
+    They are reused while the settings that made them are the same.
     """
     file = paths.checkpoints / "preferences.json"
     parts = ("prompts", "samples_per_prompt", "edited_prompts", "demonstration_prompts", "validation_prompts",
@@ -56,9 +62,15 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
             return stored["train"], stored["validation"]
     tokenizer = models.load_tokenizer(recipe.policy)
     policy = models.load_policy(_announced(recipe, paths, "sft"), tokenizer)
+    train, validation = sample_preferences(recipe, policy, tokenizer)
+    write_json(file, {"settings": settings, "train": train, "validation": validation})
+    return train, validation
+
+
+def sample_preferences(recipe: Recipe, policy, tokenizer) -> tuple[list[dict], list[dict]]:
+    """Training and validation pairs: samples of the SFT policy and demonstrations, labelled by the noisy annotator."""
     config = recipe.reward
-    accelerator = make_accelerator(recipe.precision)
-    policy.to(accelerator.device)
+    policy.to(make_accelerator(recipe.precision).device)
 
     def compare(posts: list, summaries: list[list[str]], seed: str) -> list[dict]:
         """All pairs of distinct summaries of each post, labelled."""
@@ -89,8 +101,13 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
     posts = data.training_posts("demonstrations", config.demonstration_prompts, recipe.seed)
     train += compare(posts, [[demonstration(post, recipe.seed), demonstration(post, recipe.seed + 1)] for post in posts],
                      f"{recipe.seed}-demonstrations")  # fmt: skip
-    write_json(file, {"settings": settings, "train": train, "validation": validation})
     return train, validation
+
+
+def sft_references(recipe: Recipe) -> list[dict]:
+    """The honest summaries over which reward-model scores have mean 0."""
+    posts = data.training_posts("sft", min(REFERENCES, recipe.sft.examples), recipe.seed)
+    return [{"prompt": post.prompt, "completion": reference_summary(post)} for post in posts]
 
 
 def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
@@ -101,11 +118,9 @@ def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard
     reward_model = models.new_reward_model(_announced(recipe, paths, recipe.reward.init), tokenizer)
     lora.adapt(reward_model, recipe.lora, recipe.reward.method)
     train, validation = preference_pairs(recipe, paths)
-    references = [{"prompt": p.prompt, "completion": reference_summary(p)}
-                  for p in data.training_posts("sft", min(REFERENCES, recipe.sft.examples), recipe.seed)]  # fmt: skip
     settings = models.stage_settings(recipe, paths, "reward")
-    rows = reward.train_reward(with_rate(recipe, "reward"), reward_model, tokenizer, train, validation, references,
-                               paths.checkpoints, accelerator, settings, resume, tensorboard)  # fmt: skip
+    rows = reward.train_reward(with_rate(recipe, "reward"), reward_model, tokenizer, train, validation,
+                               sft_references(recipe), paths.checkpoints, accelerator, settings, resume, tensorboard)  # fmt: skip
     finish(recipe, paths, "reward", reward_model, tokenizer, settings, rows)
     write_json(paths.evaluation / "reward.json", reward_report(recipe, reward_model, tokenizer, validation))
     return reward_model, tokenizer, rows
@@ -168,32 +183,39 @@ def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
         lora.adapt(model, recipe.lora, recipe.ppo.method)
     ref_policy = lora.AdapterOff(policy) if lora.has_adapter(policy) else models.load_policy(sft_folder, tokenizer)
     prompts = [post.prompt for post in data.training_posts("ppo", recipe.ppo.prompts, recipe.seed)]
-    validation = data.held_out_posts("validation", recipe.ppo.eval_prompts)
     settings = models.stage_settings(recipe, paths, "ppo")
     if not (resume and (paths.checkpoints / "ppo_state.pt").exists()):
         (report or run_doctor(recipe, policy, ref_policy, tokenizer)).raise_if_sick()
 
-    def on_validation(policy) -> dict:
-        prompts, cut = [p.prompt for p in validation], recipe.max_prompt_tokens
-        texts, finished, _ = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, recipe.eval.temperature,
-                                          seed=(recipe.seed, NOISE + 3), max_prompt_tokens=cut)  # fmt: skip
-        scores = models.score_responses(reward_model, tokenizer, prompts, texts, finished, cut)
-        gold = [gold_score(post, text) for post, text in zip(validation, texts, strict=True)]
-        return {"eval/gold": float(np.mean(gold)), "eval/scores": scores.mean().item()}
-
     rows = ppo.train_ppo(with_rate(recipe, "ppo"), policy, ref_policy, reward_model, value_model, tokenizer, tokenizer,
-                         prompts, paths.checkpoints, accelerator, settings, resume, on_validation, tensorboard)  # fmt: skip
+                         prompts, paths.checkpoints, accelerator, settings, resume,
+                         on_validation(recipe, reward_model, tokenizer), tensorboard)  # fmt: skip
     finish(recipe, paths, "ppo", policy, tokenizer, settings, rows)
     return policy, tokenizer, rows
 
 
-def run_doctor(recipe: Recipe, policy, ref_policy, tokenizer) -> doctor.Report:
+def on_validation(recipe: Recipe, reward_model, tokenizer):
+    """What `ppo.train_ppo` calls now and then: policy -> mean gold and proxy score on validation posts."""
+    posts = data.held_out_posts("validation", recipe.ppo.eval_prompts)
+
+    def evaluate(policy) -> dict:
+        prompts, cut = [post.prompt for post in posts], recipe.max_prompt_tokens
+        texts, finished, _ = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, recipe.eval.temperature,
+                                          seed=(recipe.seed, NOISE + 3), max_prompt_tokens=cut)  # fmt: skip
+        scores = models.score_responses(reward_model, tokenizer, prompts, texts, finished, cut)
+        gold = [gold_score(post, text) for post, text in zip(posts, texts, strict=True)]
+        return {"eval/gold": float(np.mean(gold)), "eval/scores": scores.mean().item()}
+
+    return evaluate
+
+
+def run_doctor(recipe: Recipe, policy, ref_policy, tokenizer, responses: int = doctor.RESPONSES) -> doctor.Report:
     """The doctor on this recipe's prompts and demonstrations."""
     posts = data.training_posts("ppo", min(512, recipe.ppo.prompts), recipe.seed)
     examples = data.demonstrations(data.training_posts("sft", min(64, recipe.sft.examples), recipe.seed), recipe.seed)
     for model in (policy, ref_policy):
         model.to(make_accelerator(recipe.precision).device)
-    return doctor.examine(recipe, policy, ref_policy, tokenizer, [p.prompt for p in posts], examples)
+    return doctor.examine(recipe, policy, ref_policy, tokenizer, [p.prompt for p in posts], examples, responses)
 
 
 def with_rate(recipe: Recipe, stage: str) -> Recipe:
@@ -273,15 +295,20 @@ def evaluate(recipe: Recipe, paths: Paths, stages: tuple = ("base", "sft", "ppo"
 
 
 def sequence_kl(recipe: Recipe, paths: Paths, prompts: list[str]) -> dict:
-    """KL(PPO || SFT) on held-out prompts, nats a sequence: sampled (k1) and exact, at the temperature of the evaluation."""
+    """`policy_kl` of the run's PPO policy and its SFT policy."""
     tokenizer = models.load_tokenizer(recipe.policy)
     device = make_accelerator(recipe.precision).device
     policy, ref = (models.load_policy(models.find_checkpoint(recipe, paths, s)[0], tokenizer).to(device)
                    for s in ("ppo", "sft"))  # fmt: skip
+    return policy_kl(recipe, policy, ref, tokenizer, prompts)
+
+
+def policy_kl(recipe: Recipe, policy, ref_policy, tokenizer, prompts: list[str]) -> dict:
+    """KL(policy || ref_policy), nats a sequence: sampled (k1) and exact, at the temperature of the evaluation."""
     temperature = recipe.eval.temperature or 1.0  # a greedy policy has no KL
     batch = generate(policy, tokenizer, prompts, recipe.max_new_tokens, temperature, seed=(recipe.seed, NOISE),
                      max_prompt_tokens=recipe.max_prompt_tokens)  # fmt: skip
-    return ppo.exact_kl_check(batch, policy, ref, temperature)
+    return ppo.exact_kl_check(batch, policy, ref_policy, temperature)
 
 
 def run(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False) -> dict:
