@@ -185,10 +185,10 @@ def clinic_recipe(name: str, scale: str = "full", seed: int | None = None, overr
 
 
 SCALING_SMOKE = {  # what the scaling study changes further at smoke scale: it makes two dozen runs
-    "max_new_tokens": 10, "sft.examples": 32, "sft.validation_examples": 8, "sft.eval_every": 10, "reward.prompts": 4,
-    "reward.samples_per_prompt": 3, "reward.edited_prompts": 2, "reward.demonstration_prompts": 2,
-    "reward.validation_prompts": 4, "reward.eval_every": 10, "ppo.eval_every": 2, "ppo.eval_prompts": 4,
-    "ppo.exact_kl_every": 2, "ppo.minibatches": 2, "eval.prompts": 8,
+    "max_prompt_tokens": 32, "max_new_tokens": 10, "sft.examples": 32, "sft.validation_examples": 8, "sft.eval_every": 10,
+    "reward.prompts": 4, "reward.samples_per_prompt": 3, "reward.edited_prompts": 2, "reward.demonstration_prompts": 2,
+    "reward.validation_prompts": 4, "reward.eval_every": 10, "ppo.batch_size": 4, "ppo.minibatches": 2, "ppo.eval_every": 2,
+    "ppo.eval_prompts": 4, "ppo.exact_kl_every": 3, "eval.prompts": 8,
 }  # fmt: skip
 
 
