@@ -1,10 +1,15 @@
 """The course without a notebook: `python -m rlhf_lib STAGE --recipe NAME [--set ppo.kl_coef=0.1 ...]`."""
 
 import argparse
+import contextlib
 import csv
+import io
 import json
+import os
 import sys
+import time
 
+from rlhf_lib import processes
 from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe, scaling_recipe
 from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError
 
@@ -15,6 +20,7 @@ FLAGS = {  # the stages that read a flag
     "resume": ("sft", "reward", "ppo", "run", "results"),
     "tensorboard": ("sft", "reward", "ppo", "run"),
 }
+SHARED = ("sft", "reward", "ppo", "evaluate", "run")  # the stages that several processes can share
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,21 +55,41 @@ def overrides(pairs: list[str]) -> dict:
 def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in (sys.argv if argv is None else argv)
     try:
-        return _run(parser().parse_args(argv))
+        with contextlib.redirect_stdout(sys.stdout if processes.is_main() else io.StringIO()):
+            code = _run(parser().parse_args(argv))
+        processes.part_company()
+        return code
     except UsageError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error), 2)
     except KeyboardInterrupt:
-        print("error: interrupted; a training stage goes on from its last resume point with --resume", file=sys.stderr)
-        return 1
+        return _fail("interrupted; a training stage goes on from its last resume point with --resume", 1)
+    except TrainingFailure as error:
+        if debug:
+            raise
+        return _fail(str(error), 1)
     except Exception as error:
         if debug:
             raise
-        kind = "" if isinstance(error, TrainingFailure) else f"{type(error).__name__}: "
-        print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _fail(f"{type(error).__name__}: {error}", 1, everywhere=False)
+
+
+def _fail(sentence: str, code: int, everywhere: bool = True) -> int:
+    """Say what went wrong, on one line; returns the exit code.
+
+    Of several processes the main one speaks for all where the error is the same `everywhere`. The others wait, and so
+    does the main one where it may only have lost another process: the launcher ends who waits when one has failed.
+    """
+    if _several() and not (everywhere and processes.is_main()):
+        time.sleep(5)
+        sentence = f"process {processes.index()}: {sentence}"
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def _run(args) -> int:
@@ -74,6 +100,10 @@ def _run(args) -> int:
             raise UsageError(
                 f"--{flag} does nothing for {args.stage}: leave it out, it belongs to {', '.join(readers)}"
             )
+    if _several() and args.stage not in SHARED:
+        raise UsageError(
+            f"{args.stage} runs in one process: start it with plain `python -m rlhf_lib`, or launch one of {', '.join(SHARED)}"
+        )
     make = {"clinic": clinic_recipe, "scaling": scaling_recipe}.get(args.stage, get_recipe)
     recipe = make(args.recipe, args.scale, args.seed, overrides(args.set))
     if args.dry_run:
@@ -132,8 +162,9 @@ def _run(args) -> int:
             if args.stage == "run"
             else stages.evaluate(recipe, paths)
         )
-        print(reporting.comparison_table(report))
-        print(f"evaluation in {paths.evaluation}, plots in {reporting.draw_all(paths)}")
+        if processes.is_main():
+            print(reporting.comparison_table(report))
+            print(f"evaluation in {paths.evaluation}, plots in {reporting.draw_all(paths)}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Load and save policies, reference, reward model and value model as Hugging Face folders."""
 
 import copy
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -8,13 +9,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
+from rlhf_lib import processes
 from rlhf_lib.data import (
     by_length,
     check_context,
@@ -97,6 +101,26 @@ def freeze_embeddings(model: nn.Module) -> None:
             module.requires_grad_(False)
 
 
+def checkpoint_gradients(body: nn.Module) -> None:
+    """Compute the activations inside each block of a transformer body again in the backward pass, in place.
+
+    Wherever gradients are on, in training and evaluation mode alike: PPO learns in evaluation mode, and transformers asks
+    each block for its mode. Raises UsageError for a body that cannot.
+    """
+    blocks = [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise UsageError(f"{type(body).__name__} cannot checkpoint gradients: set gradient_checkpointing=false")
+    for block in blocks:
+        block.gradient_checkpointing = True
+        block._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+
+    def follow_the_gradient(*_):
+        for block in blocks:
+            block.training = torch.is_grad_enabled()  # of the block alone: its dropout keeps its own mode
+
+    body.register_forward_pre_hook(follow_the_gradient)
+
+
 def new_reward_model(name: str, tokenizer=None):
     """A reward model on a language model's body, with room for the tokenizer's PAD.
 
@@ -146,12 +170,12 @@ def score_responses(
     check_context(*max(((len(p), len(r)) for p, r in both), key=sum), context_length(reward_model))
     encoded = [p + r for p, r in both]
     device = next(reward_model.parameters()).device
-    scores = torch.empty(len(encoded))
-    for rows in by_length(range(len(encoded)), batch_size, lambda i: len(encoded[i])):
+    scores = torch.zeros(len(encoded))
+    for rows in by_length(processes.share(range(len(encoded))), batch_size, lambda i: len(encoded[i])):
         ids, mask = pad([encoded[i] for i in rows], tokenizer.pad_token_id)
         with autocast(device, "no"):
             scores[rows] = reward_scores(reward_model, ids.to(device), mask.to(device)).cpu()
-    return scores
+    return processes.summed(scores)
 
 
 class ValueModel(nn.Module):
@@ -228,11 +252,13 @@ def folder_of(recipe: Recipe, stage: str) -> str:
 
 
 def save_checkpoint(folder: Path, model, tokenizer, settings: dict) -> None:
-    """Replace `folder` in one step by model, tokenizer and the settings that made them.
+    """Replace `folder` in one step by model, tokenizer and the settings that made them; only the main process does.
 
     A model with an adapter is saved with the adapter merged into its weights, which are dequantised first if they are
     4-bit; `FOLDER/adapter` holds the adapter alone. A checkpoint made with other settings is kept as `FOLDER.previous`.
     """
+    if not processes.is_main():
+        return
     stored = recover_folder(folder) / "settings.json"
     previous = folder.with_name(f"{folder.name}.previous")
     other = stored.exists() and _read_settings(stored) != settings

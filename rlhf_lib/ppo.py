@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rlhf_lib import processes
 from rlhf_lib.data import shuffled
 from rlhf_lib.glossary import alarms, stop_if_alarmed
-from rlhf_lib.models import ValueModel, freeze_embeddings, score_responses
+from rlhf_lib.models import ValueModel, checkpoint_gradients, freeze_embeddings, score_responses
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import Rollout, generate, token_logprobs, token_statistics
-from rlhf_lib.runtime import MetricLog, TrainingState, progress, set_seed
+from rlhf_lib.runtime import MetricLog, TrainingState, clip_gradients, prepare, progress, scaler_part, set_seed
 
 # ------------------------------------------------------------------------------------------------- mathematics
 
@@ -151,7 +152,7 @@ def collect(rollout: Rollout, scores, actor_critic, ref_policy, config, accelera
         key: torch.zeros(mask.shape, device=mask.device) for key in ("logprobs", "ref_logprobs", "values", "entropy")
     }
     with torch.no_grad():
-        for rows, part in rollout.micro_batches(range(len(mask)), config.micro_batch_size):
+        for rows, part in rollout.micro_batches(processes.share(range(len(mask))), config.micro_batch_size):
             ids, attention, last = part.input_ids, part.attention_mask, part.response_mask.shape[1]
             with accelerator.autocast():
                 logprobs, entropy = token_statistics(actor_critic.policy, ids, attention, last, config.temperature)
@@ -159,6 +160,7 @@ def collect(rollout: Rollout, scores, actor_critic, ref_policy, config, accelera
                 ref_logprobs = token_logprobs(ref_policy, ids, attention, config.temperature, last)
             for key, value in zip(batch, (logprobs, ref_logprobs, values, entropy), strict=True):
                 batch[key][rows, :last] = value
+    batch = {key: processes.summed(value) for key, value in batch.items()}
     rewards = token_rewards(scores, batch["logprobs"], batch["ref_logprobs"], mask, config.kl_coef, config.kl_estimator)
     if config.whiten_rewards:
         rewards = masked_whiten(rewards, mask, shift_mean=False)
@@ -168,13 +170,13 @@ def collect(rollout: Rollout, scores, actor_critic, ref_policy, config, accelera
 
 def update_step(rows: list[int], rollout: Rollout, batch: dict, actor_critic, optimizer, config, accelerator,
                 critic_only: bool = False) -> dict:  # fmt: skip
-    """One optimizer step on some rows of the rollout, by micro-batches weighted by their share of the tokens.
+    """One optimizer step on some rows of the rollout, by processes and micro-batches weighted by their share of the tokens.
 
     With `critic_only` the policy gets no gradient and stays as it is.
     """
     total = int(rollout.response_mask[rows].sum())
     stats = {}
-    for micro, part in rollout.micro_batches(rows, config.micro_batch_size):
+    for micro, part in rollout.micro_batches(processes.share(rows), config.micro_batch_size):
         mask = part.response_mask  # (b, t), with the padding of these rows only
         share = int(mask.sum()) / total
         old = {key: value[micro, : mask.shape[1]] for key, value in batch.items()}
@@ -185,9 +187,11 @@ def update_step(rows: list[int], rollout: Rollout, batch: dict, actor_critic, op
         accelerator.backward((pg_loss + config.vf_coef * vf_loss) * share)
         for key, value in (pg_stats | vf_stats).items():
             stats[key] = stats.get(key, 0.0) + share * value
+    stats = processes.summed_stats(stats)
+    processes.sum_gradients(actor_critic)
     if critic_only:  # no gradient instead of a zero one, which Adam would count as a step
         accelerator.unwrap_model(actor_critic).policy.zero_grad(set_to_none=True)
-    stats["policy/grad_norm"] = float(accelerator.clip_grad_norm_(actor_critic.parameters(), config.max_grad_norm))
+    stats["policy/grad_norm"] = clip_gradients(accelerator, actor_critic, config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     return stats
@@ -208,14 +212,18 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
     if recipe.freeze_embeddings:
         freeze_embeddings(policy)
         freeze_embeddings(value_model.body)
+    if recipe.gradient_checkpointing:
+        checkpoint_gradients(policy.base_model)
+        checkpoint_gradients(value_model.body)
     actor_critic = ActorCritic(policy, value_model)
     optimizer = torch.optim.AdamW(actor_critic.parameters(), lr=config.lr, eps=1e-5, weight_decay=0.0, fused=True)
     steps = config.updates * config.epochs * config.minibatches
     ramp = max(1, round(steps * config.warmup))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / ramp, 1 - step / steps))
     state = TrainingState(folder / "ppo_state.pt", settings)
-    actor_critic, optimizer = accelerator.prepare(actor_critic, optimizer)
+    actor_critic, optimizer = prepare(accelerator, actor_critic, optimizer)
     parts = dict(actor_critic=accelerator.unwrap_model(actor_critic), optimizer=optimizer, schedule=schedule)
+    parts |= scaler_part(accelerator)
     done, rows = state.load(**parts) if resume else state.set_aside()
     log = MetricLog(folder, "ppo", rows, tensorboard)
 
@@ -292,15 +300,15 @@ def exact_kl_check(rollout: Rollout, policy, ref_policy, temperature: float = 1.
 
     Their difference has mean 0 when the tokens were drawn from the scored distribution; |z| > 4 is an alarm.
     """
-    sampled, exact = [], []
-    for _, part in rollout.micro_batches(range(len(rollout.texts)), batch_size):
+    sampled, exact = [torch.zeros(0)], [torch.zeros(0)]
+    for _, part in rollout.micro_batches(processes.share(range(len(rollout.texts))), batch_size):
         ids, attention, counted = part.input_ids, part.attention_mask, part.response_mask
         last = counted.shape[1]
         logprobs, _, kl = token_statistics(policy, ids, attention, last, temperature, other=ref_policy)
         ref_logprobs = token_logprobs(ref_policy, ids, attention, temperature, last)
-        sampled.append(torch.where(counted, kl_estimate(logprobs, ref_logprobs), 0.0).sum(-1))
-        exact.append(torch.where(counted, kl, 0.0).sum(-1))
-    sampled, exact = torch.cat(sampled), torch.cat(exact)
+        sampled.append(torch.where(counted, kl_estimate(logprobs, ref_logprobs), 0.0).sum(-1).cpu())
+        exact.append(torch.where(counted, kl, 0.0).sum(-1).cpu())
+    sampled, exact = (torch.cat(processes.gathered(torch.cat(parts))) for parts in (sampled, exact))
     gap = sampled - exact
     z = gap.mean() / (gap.std() / len(gap) ** 0.5).clamp(min=1e-6)
     return {"check/kl_sampled": sampled.mean().item(), "check/kl_exact": exact.mean().item(), "check/kl_z": z.item()}

@@ -5,10 +5,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from rlhf_lib import processes
 from rlhf_lib.data import by_length, check_context, context_length, encode_completions, encode_prompts, pad, shuffled
-from rlhf_lib.models import freeze_embeddings, score_responses
+from rlhf_lib.models import checkpoint_gradients, freeze_embeddings, score_responses
 from rlhf_lib.recipes import Recipe
-from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
+from rlhf_lib.runtime import (
+    MetricLog,
+    TrainingState,
+    UsageError,
+    clip_gradients,
+    prepare,
+    progress,
+    scaler_part,
+    set_seed,
+)
 from rlhf_lib.sft import warmup_cosine
 
 
@@ -87,14 +97,16 @@ def pair_scores(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens: i
 @torch.no_grad()
 def evaluate_pairs(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens: int) -> dict:
     """Loss and accuracy on held-out labels, and where the gold scores are known the agreement with gold."""
-    chunks = [
-        [pair for group in groups for pair in group] for groups in by_length(group_by_prompt(pairs), 4, _characters)
-    ]
-    pairs, margins = [pair for chunk in chunks for pair in chunk], []
+    mine = processes.share(group_by_prompt(pairs))
+    chunks = [[pair for group in groups for pair in group] for groups in by_length(mine, 4, _characters)]
+    pairs = [
+        pair for part in processes.gathered(chunks) for chunk in part for pair in chunk
+    ]  # in the order of `margin`
+    margins = [torch.zeros(0)]
     for chunk in chunks:
         chosen, rejected = pair_scores(reward_model, tokenizer, chunk, max_prompt_tokens)
         margins.append((chosen - rejected).cpu())
-    margin = torch.cat(margins)
+    margin = torch.cat(processes.gathered(torch.cat(margins)))
     metrics = {"validation_loss": -F.logsigmoid(margin).mean().item(), "validation_accuracy": _accuracy(margin)}
     if "gold_chosen" in pairs[0]:
         gold = torch.tensor([p["gold_chosen"] - p["gold_rejected"] for p in pairs])
@@ -120,18 +132,20 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
     if not pairs or not validation:
         missing = "to train on" if not pairs else "to validate on"
         raise UsageError(f"there are no preference pairs {missing}: check the data set, its split and its limit")
-    set_seed(recipe.seed)
+    set_seed(recipe.seed + processes.index())  # for dropout, which differs between shares
     groups = group_by_prompt(pairs)
     reward_model.to(accelerator.device).train()
     if recipe.freeze_embeddings:
         freeze_embeddings(reward_model)
+    if recipe.gradient_checkpointing:
+        checkpoint_gradients(reward_model.base_model)
     optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     per_epoch = max(1, len(groups) // config.batch_prompts)
     steps = per_epoch * config.epochs
     schedule = warmup_cosine(optimizer, steps, config.warmup)
-    reward_model, optimizer = accelerator.prepare(reward_model, optimizer)
+    reward_model, optimizer = prepare(accelerator, reward_model, optimizer)
     model = accelerator.unwrap_model(reward_model)
-    parts = dict(model=model, optimizer=optimizer, schedule=schedule)
+    parts = dict(model=model, optimizer=optimizer, schedule=schedule) | scaler_part(accelerator)
     state = TrainingState(folder / "reward_state.pt", settings)
     done, rows = state.load(**parts) if resume else state.set_aside()
     log = MetricLog(folder, "reward", rows, tensorboard)
@@ -151,7 +165,7 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
         order = shuffled(len(groups), (recipe.seed, epoch))
         rows = order[position * config.batch_prompts : (position + 1) * config.batch_prompts]
         total, loss, accuracy = sum(len(groups[i]) for i in rows), 0.0, 0.0
-        for micro in by_length(rows, config.micro_batch_prompts, lambda i: _characters(groups[i])):
+        for micro in by_length(processes.share(rows), config.micro_batch_prompts, lambda i: _characters(groups[i])):
             batch = [pair for i in micro for pair in groups[i]]
             with accelerator.autocast():
                 chosen, rejected = pair_scores(reward_model, tokenizer, batch, recipe.max_prompt_tokens)
@@ -160,11 +174,13 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
             accelerator.backward(part)
             loss += part.item()
             accuracy += _accuracy((chosen - rejected).detach()) * share
-        norm = accelerator.clip_grad_norm_(reward_model.parameters(), config.max_grad_norm)
+        metrics = processes.summed_stats({"loss": loss, "accuracy": accuracy})
+        processes.sum_gradients(reward_model)
+        norm = clip_gradients(accelerator, reward_model, config.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": float(norm), "lr": schedule.get_last_lr()[0]}
+        metrics |= {"grad_norm": norm, "lr": schedule.get_last_lr()[0]}
         if step % config.eval_every == 0 or step == steps:
             metrics |= validate()
         log.add(step, metrics)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import DynamicLayer
 
+from rlhf_lib import processes
 from rlhf_lib.data import by_length, check_context, context_length, encode_prompts, pad, position_ids
 from rlhf_lib.runtime import TrainingFailure, UsageError
 
@@ -86,7 +87,7 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
 
     `seed` is an int or a tuple of ints; the noise of a response depends on `seed` and its index alone (its place in
     `prompts`, or `indices`), not on how the batch is split. Temperature 0 takes the most probable token.
-    Equal prompts that stand next to each other are read once.
+    Equal prompts that stand next to each other are read once. Several processes sample their shares and return the whole.
     Raises UsageError if there is no prompt, or prompt and response exceed the model's context, and TrainingFailure if
     the policy's logits are not finite.
     """
@@ -103,11 +104,27 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
     encoded = encode_prompts(tokenizer, prompts, max_prompt_tokens or 10**9)
     check_context(max(map(len, encoded)), max_new_tokens, context)
     ids, mask = (x.to(device) for x in pad(encoded, tokenizer.pad_token_id, "left"))
+    uniforms = _noise(seed, indices if indices is not None else range(len(prompts)), max_new_tokens).to(device)
+    responses = torch.zeros((len(prompts), max_new_tokens), dtype=torch.long, device=device)
+    response_mask = torch.zeros_like(responses, dtype=torch.bool)
+    if mine := list(processes.share(range(len(prompts)))):
+        some = [prompts[i] for i in mine]
+        responses[mine], response_mask[mine] = _respond(policy, tokenizer, some, ids[mine], mask[mine], uniforms[mine],
+                                                        temperature)  # fmt: skip
+    responses, response_mask = processes.summed(responses), processes.summed(response_mask.long()).bool()
+    longest = response_mask.any(0).sum()
+    responses, response_mask = responses[:, :longest], response_mask[:, :longest]  # (B, T)
+    texts = [t.strip() for t in tokenizer.batch_decode(responses, skip_special_tokens=True)]
+    return Rollout(torch.cat([ids, responses], 1), torch.cat([mask, response_mask.long()], 1), ids.shape[1],
+                   response_mask, texts, tokenizer.eos_token_id)  # fmt: skip
+
+
+def _respond(policy, tokenizer, prompts: list[str], ids, mask, uniforms, temperature: float):
+    """The sampling loop: tokens, PAD after the end, and which of them count, each (B, max_new_tokens) like `uniforms`."""
+    device, max_new_tokens = ids.device, uniforms.shape[1]
     first = [i for i in range(len(prompts)) if i == 0 or prompts[i] != prompts[i - 1]]
     starts = set(first)
     owner = torch.tensor(np.cumsum([i in starts for i in range(len(prompts))]) - 1, device=device)
-    uniforms = _noise(seed, indices if indices is not None else range(len(prompts)), max_new_tokens).to(device)
-
     out = policy(input_ids=ids[first], attention_mask=mask[first], position_ids=position_ids(mask[first]),
                  use_cache=True, logits_to_keep=1)  # fmt: skip
     cache = out.past_key_values
@@ -132,10 +149,7 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
             alive = alive[alive]
         logits = policy(input_ids=token[:, None], attention_mask=attention, position_ids=position_ids(attention)[:, -1:],
                         past_key_values=cache, use_cache=True).logits[:, -1]  # fmt: skip
-    responses, response_mask = responses[:, : step + 1], response_mask[:, : step + 1]  # (B, T)
-    texts = [t.strip() for t in tokenizer.batch_decode(responses, skip_special_tokens=True)]
-    return Rollout(torch.cat([ids, responses], 1), torch.cat([mask, response_mask.long()], 1), ids.shape[1],
-                   response_mask, texts, tokenizer.eos_token_id)  # fmt: skip
+    return responses, response_mask
 
 
 class RoomyLayer(DynamicLayer):

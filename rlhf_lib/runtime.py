@@ -17,6 +17,8 @@ from accelerate.state import AcceleratorState
 from IPython import get_ipython
 from tqdm.auto import tqdm
 
+from rlhf_lib import processes
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -43,14 +45,23 @@ def mixed_precision() -> str:
 
 
 def make_accelerator(precision: str = "auto") -> Accelerator:
-    """Accelerate's devices, processes and autocast; `precision` is "auto", "bf16" or "no" (fp32)."""
-    if precision not in ("auto", "bf16", "no"):
-        raise UsageError(f"unknown precision {precision!r}: choose auto, bf16 or no")
+    """Accelerate's devices, processes and autocast; `precision` is "auto", "bf16", "fp16" or "no" (fp32).
+
+    Raises UsageError for another precision, one that the device cannot compute in, or a launcher that divides the weights.
+    """
+    if precision not in ("auto", "bf16", "fp16", "no"):
+        raise UsageError(f"unknown precision {precision!r}: choose auto, bf16, fp16 or no")
     precision = mixed_precision() if precision == "auto" else precision
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError(
-            "training with several processes is not supported yet: start it with plain `python -m rlhf_lib`"
-        )
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("precision fp16 needs a GPU, and torch sees none: choose auto, bf16 or no")
+    if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise UsageError("this GPU does not compute in bf16: choose precision fp16 or no")
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise UsageError(
+                f"{name} divides the weights of a model over processes, and sampling here needs them whole: launch with "
+                "rlhf_lib/accelerate/several_gpus.yaml, and save memory with method lora or qlora"
+            )
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # one notebook or test may use both
     return Accelerator(
@@ -59,9 +70,29 @@ def make_accelerator(precision: str = "auto") -> Accelerator:
 
 
 def autocast(device, precision: str = "auto"):
-    """bf16 autocast on `device` where `precision` ("auto", "bf16", "no") says so."""
+    """Autocast on `device` to what `precision` ("auto", "bf16", "fp16", "no") says."""
     precision = mixed_precision() if precision == "auto" else precision
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(torch.device(device).type, dtype=dtype, enabled=precision != "no")
+
+
+def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer) -> tuple:
+    """The model on its device, with autocast in its forward, and the optimizer: `Accelerator.prepare` without DDP."""
+    return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
+
+
+def clip_gradients(accelerator: Accelerator, model: torch.nn.Module, max_norm: float) -> float:
+    """Clip the gradients, unscaled first under fp16, to a global norm; returns the norm that they had.
+
+    0 if they overflowed under fp16: the optimizer then skips the step, and the next one is scaled less.
+    """
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), max_norm))
+    return 0.0 if accelerator.scaler and not math.isfinite(norm) else norm
+
+
+def scaler_part(accelerator: Accelerator) -> dict:
+    """What fp16 adds to a resume point: the scale of the loss."""
+    return {"scaler": accelerator.scaler} if accelerator.scaler else {}
 
 
 # ------------------------------------------------------------------------------------------------------ paths
@@ -130,12 +161,15 @@ def recover_folder(folder: Path) -> Path:
     """`folder`, put back first if a kill fell between the two renames of `atomic_folder`."""
     old = folder.with_name(f".{folder.name}.old")
     if not folder.exists() and old.exists():
-        old.rename(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            old.rename(folder)
     return folder
 
 
 def write_atomic(path: Path, write) -> None:
-    """Call `write(temporary_path)`, then move the file to `path` in one step."""
+    """Call `write(temporary_path)`, then move the file to `path` in one step; only the main process does."""
+    if not processes.is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     try:
@@ -184,7 +218,7 @@ class TrainingState:
         self.path, self.fingerprint = Path(path), fingerprint
 
     def save(self, step: int, rows: list[dict], **parts) -> None:
-        """Keep the step, the logged rows, torch's random state and what training changes in every part.
+        """Keep the step, the logged rows, torch's random states and what training changes in every part.
 
         Of a model that is its trainable parameters: the others are those that it was loaded with.
         """
@@ -192,7 +226,9 @@ class TrainingState:
             name: _trainable(part) if isinstance(part, torch.nn.Module) else part.state_dict()
             for name, part in parts.items()
         }
-        rng = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+        rng = processes.gathered(
+            (torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None)
+        )
         payload = dict(step=step, rows=rows, parts=state, rng=rng, fingerprint=self.fingerprint)
         write_atomic(self.path, lambda p: torch.save(payload, p))
 
@@ -216,14 +252,16 @@ class TrainingState:
                     parameter.copy_(saved[key])
             else:
                 part.load_state_dict(saved)
-        torch.set_rng_state(payload["rng"][0])
-        if payload["rng"][1]:
-            torch.cuda.set_rng_state_all(payload["rng"][1])
+        if processes.index() < len(payload["rng"]):  # else one more process than before, with a fresh state
+            cpu, gpu = payload["rng"][processes.index()]
+            torch.set_rng_state(cpu)
+            if gpu is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(gpu)
         return payload["step"], payload["rows"]
 
     def set_aside(self) -> tuple[int, list]:
         """A fresh start: keep the resume point of an earlier run beside the new one's; returns (0, [])."""
-        if self.path.exists():
+        if processes.is_main() and self.path.exists():
             self.path.replace(self.path.with_suffix(".previous.pt"))
         return 0, []
 
@@ -233,14 +271,14 @@ def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 class MetricLog:
-    """Rows of plain floats: kept in memory, written as JSONL while training and as CSV at the end."""
+    """Rows of plain floats: kept in memory, and by the main process written as JSONL while training, as CSV at the end."""
 
     def __init__(self, folder: Path, stage: str, rows: list[dict] = (), tensorboard: bool = False):
         self.folder, self.stage, self.rows = Path(folder), stage, list(rows)
         self.path = self.folder / f"{stage}_metrics.jsonl"
         self.started = False  # an earlier run's file stays until this run has something to say
         self.board = None
-        if tensorboard:
+        if tensorboard and processes.is_main():
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(self.folder / "tensorboard" / stage)
@@ -250,6 +288,8 @@ class MetricLog:
         row = {"step": step} | {key: float(value) for key, value in metrics.items()}
         check_finite(self.stage, step, row)
         self.rows.append(row)
+        if not processes.is_main():
+            return row
         new = self.rows if not self.started else [row]
         with open(self.path, "a" if self.started else "w") as file:
             file.write("".join(json.dumps(r) + "\n" for r in new))
@@ -276,7 +316,7 @@ def check_finite(stage: str, step: int, metrics: dict) -> None:
 
 
 def progress(iterable=None, **kwargs):
-    """A tqdm bar; silent in CI, under RLHF_QUIET=1 (stored outputs) and where nobody watches."""
+    """A tqdm bar; silent in CI, under RLHF_QUIET=1 (stored outputs), where nobody watches, in all but the main process."""
     in_notebook = getattr(get_ipython(), "kernel", None) is not None
     quiet = "CI" in os.environ or os.environ.get("RLHF_QUIET") == "1" or not (in_notebook or sys.stderr.isatty())
-    return tqdm(iterable, disable=quiet, leave=False, **kwargs)
+    return tqdm(iterable, disable=quiet or not processes.is_main(), leave=False, **kwargs)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from rlhf_lib import processes
 from rlhf_lib.data import (
     by_length,
     check_context,
@@ -14,10 +15,19 @@ from rlhf_lib.data import (
     encode_prompts,
     shuffled,
 )
-from rlhf_lib.models import freeze_embeddings
+from rlhf_lib.models import checkpoint_gradients, freeze_embeddings
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import token_logprobs
-from rlhf_lib.runtime import MetricLog, TrainingState, UsageError, progress, set_seed
+from rlhf_lib.runtime import (
+    MetricLog,
+    TrainingState,
+    UsageError,
+    clip_gradients,
+    prepare,
+    progress,
+    scaler_part,
+    set_seed,
+)
 
 
 def completion_loss(model, input_ids, attention_mask, completion_mask) -> torch.Tensor:
@@ -47,18 +57,21 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
     config = recipe.sft
     if not examples:
         raise UsageError("there are no demonstrations to train on: check the data set, its split and its limit")
-    set_seed(recipe.seed)
+    set_seed(recipe.seed + processes.index())  # for dropout, which differs between shares
     encoded, held_out = (_encode(tokenizer, x, recipe.max_prompt_tokens) for x in (examples, validation))
     check_context(*max(((len(p), len(c)) for p, c in encoded + held_out), key=sum), context_length(policy))
     policy.to(accelerator.device).train()
     if recipe.freeze_embeddings:
         freeze_embeddings(policy)
+    if recipe.gradient_checkpointing:
+        checkpoint_gradients(policy.base_model)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     per_epoch = max(1, len(encoded) // config.batch_size)
     steps = per_epoch * config.epochs
     schedule = warmup_cosine(optimizer, steps, config.warmup)
-    policy, optimizer = accelerator.prepare(policy, optimizer)
+    policy, optimizer = prepare(accelerator, policy, optimizer)
     parts = dict(model=accelerator.unwrap_model(policy), optimizer=optimizer, schedule=schedule)
+    parts |= scaler_part(accelerator)
     state = TrainingState(folder / "sft_state.pt", settings)
     done, rows = state.load(**parts) if resume else state.set_aside()
     log = MetricLog(folder, "sft", rows, tensorboard)
@@ -71,13 +84,14 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
     def validation_loss() -> float:
         policy.eval()
         total = tokens = 0
-        for rows in by_length(held_out, 64, lambda example: sum(map(len, example))):
+        for rows in by_length(processes.share(held_out), 64, lambda example: sum(map(len, example))):
             tensors = batch(rows)
             count = int(tensors[2].sum())
             total += completion_loss(policy, *tensors).item() * count
             tokens += count
         policy.train()
-        return total / tokens
+        sums = processes.summed_stats({"total": total, "tokens": tokens})
+        return sums["total"] / sums["tokens"]
 
     if done == 0:
         log.add(0, {"validation_loss": validation_loss()})
@@ -87,16 +101,18 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
         order = shuffled(len(encoded), (recipe.seed, epoch))
         chosen = order[position * config.batch_size : (position + 1) * config.batch_size]
         total, loss = sum(len(encoded[i][1]) for i in chosen), 0.0
-        for rows in by_length(chosen, config.micro_batch_size, lambda i: sum(map(len, encoded[i]))):
+        for rows in by_length(processes.share(chosen), config.micro_batch_size, lambda i: sum(map(len, encoded[i]))):
             tensors = batch([encoded[i] for i in rows])
             part = completion_loss(policy, *tensors) * int(tensors[2].sum()) / total
             accelerator.backward(part)
             loss += part.item()
-        norm = accelerator.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        loss = processes.summed_stats({"loss": loss})["loss"]
+        processes.sum_gradients(policy)
+        norm = clip_gradients(accelerator, policy, config.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        metrics = {"loss": loss, "grad_norm": float(norm), "lr": schedule.get_last_lr()[0]}
+        metrics = {"loss": loss, "grad_norm": norm, "lr": schedule.get_last_lr()[0]}
         if step % config.eval_every == 0 or step == steps:
             metrics["validation_loss"] = validation_loss()
         log.add(step, metrics)

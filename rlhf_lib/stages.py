@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_lib import data, doctor, evaluation, lora, models, ppo, reward, sft
+from rlhf_lib import data, doctor, evaluation, lora, models, ppo, processes, reward, sft
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import generate, sample_texts
 from rlhf_lib.runtime import Paths, UsageError, make_accelerator, progress, set_seed, write_csv, write_json
@@ -227,11 +227,13 @@ def with_rate(recipe: Recipe, stage: str) -> Recipe:
 
 
 def finish(recipe: Recipe, paths: Paths, stage: str, model, tokenizer, settings: dict, rows: list[dict]) -> None:
-    """Keep the metrics beside the evaluation files, save the checkpoint, drop the resume point."""
+    """Keep the metrics beside the evaluation files, save the checkpoint, drop the resume point; other processes wait."""
     name = models.folder_of(recipe, stage)
     write_csv(paths.evaluation / f"{name}_metrics.csv", rows)
     models.save_checkpoint(paths.checkpoints / name, model, tokenizer, settings)
-    (paths.checkpoints / f"{stage}_state.pt").unlink(missing_ok=True)
+    if processes.is_main():
+        (paths.checkpoints / f"{stage}_state.pt").unlink(missing_ok=True)
+    processes.wait()
 
 
 def evaluate(recipe: Recipe, paths: Paths, stages: tuple = ("base", "sft", "ppo")) -> dict:

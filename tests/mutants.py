@@ -745,8 +745,8 @@ MUTANTS = [
     (
         "critic's gradient not clipped",
         "ppo.py",
-        "accelerator.clip_grad_norm_(actor_critic.parameters(), config.max_grad_norm)",
-        "accelerator.clip_grad_norm_(actor_critic.policy.parameters(), config.max_grad_norm)",
+        "clip_gradients(accelerator, actor_critic, config.max_grad_norm)",
+        "clip_gradients(accelerator, actor_critic.policy, config.max_grad_norm)",
         "test_ppo.py::test_the_gradient_is_clipped_by_its_global_norm",
     ),
     (

@@ -196,12 +196,6 @@ def test_an_output_folder_that_is_a_file_is_named(tmp_path):
         _ = Paths("tiny", "full", tmp_path / "file").checkpoints
 
 
-def test_several_processes_are_refused_until_they_work(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="several processes"):
-        runtime.make_accelerator("no")
-
-
 def test_a_folder_left_by_a_kill_between_two_renames_survives_the_next_save(tmp_path):
     (tmp_path / ".sft.old").mkdir()
     (tmp_path / ".sft.old" / "weights").write_text("precious")
