@@ -28,7 +28,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--faults", nargs="+", metavar="NAME", help="clinic: only these, and again even if they are done")
     p.add_argument("--output-dir", help="default: outputs/ beside the library")
     p.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
-    p.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    p.add_argument(
+        "--dry-run", action="store_true", help="print the resolved recipe, estimate memory and work, and stop"
+    )
+    p.add_argument("--gpu", action="store_true", help="with --dry-run: estimate for a GPU under bf16, whatever is here")
+    p.add_argument(
+        "--tokens-per-second", type=float, metavar="N", help="with --dry-run: a measured speed, for the hours"
+    )
     p.add_argument("--tensorboard", action="store_true", help="also write TensorBoard logs")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
@@ -76,8 +82,10 @@ def _run(args) -> int:
     make = clinic_recipe if args.stage == "clinic" else get_recipe
     recipe = make(args.recipe, args.scale, args.seed, overrides(args.set))
     if args.dry_run:
-        print(json.dumps(recipe.resolved(), indent=1))
-        return 0
+        return _dry_run(args, recipe)
+    for flag in ("gpu", "tokens_per_second"):
+        if getattr(args, flag):
+            raise UsageError(f"--{flag.replace('_', '-')} does nothing without --dry-run: add it, or leave both out")
     if args.stage in FLAGS["seeds"]:
         if args.seed is not None:
             raise UsageError(f"{args.stage} runs several seeds: give them with --seeds, like --seeds 11 12 13")
@@ -124,6 +132,18 @@ def _run(args) -> int:
         )
         print(reporting.comparison_table(report))
         print(f"evaluation in {paths.evaluation}, plots in {reporting.draw_all(paths)}")
+    return 0
+
+
+def _dry_run(args, recipe) -> int:
+    """The resolved recipe with the estimates as JSON on stdout, the same to read on stderr."""
+    from rlhf_lib import estimate
+
+    stages = {"run": estimate.STAGES, "results": estimate.STAGES}.get(args.stage, (args.stage,))
+    estimates = [estimate.estimate(recipe, stage, args.gpu) for stage in stages if stage in estimate.STAGES]
+    print(json.dumps(recipe.resolved() | {"estimates": estimates}, indent=1), flush=True)
+    if estimates:
+        print("\n\n".join(estimate.report(e, args.tokens_per_second) for e in estimates), file=sys.stderr)
     return 0
 
 
