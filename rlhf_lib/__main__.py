@@ -5,7 +5,7 @@ import json
 import sys
 
 from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe
-from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError
+from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError, check_tracker
 
 STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic")
 FLAGS = {  # the stages that read a flag
@@ -13,6 +13,7 @@ FLAGS = {  # the stages that read a flag
     "faults": ("clinic",),
     "resume": ("sft", "reward", "ppo", "run", "results"),
     "tensorboard": ("sft", "reward", "ppo", "run"),
+    "wandb": ("sft", "reward", "ppo", "run"),
 }
 
 
@@ -36,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
         "--tokens-per-second", type=float, metavar="N", help="with --dry-run: a measured speed, for the hours"
     )
     p.add_argument("--tensorboard", action="store_true", help="also write TensorBoard logs")
+    p.add_argument(
+        "--wandb", action="store_true", help="also log to Weights & Biases; WANDB_MODE=offline keeps it here"
+    )
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -91,6 +95,9 @@ def _run(args) -> int:
             raise UsageError(f"{args.stage} runs several seeds: give them with --seeds, like --seeds 11 12 13")
         for seed in args.seeds or ():
             get_recipe(args.recipe, args.scale, seed)  # refuses a seed that cannot work
+    trackers = tuple(name for name in ("tensorboard", "wandb") if getattr(args, name))
+    for name in trackers:
+        check_tracker(name)
     from rlhf_lib import models, reporting, stages  # slow to import: after the arguments are known to be good
 
     paths = Paths(recipe.name, recipe.scale, args.output_dir)
@@ -102,7 +109,7 @@ def _run(args) -> int:
         if args.resume and not (paths.checkpoints / f"{args.stage}_state.pt").exists():
             print(f"{args.stage}: nothing to resume, starting from the beginning")
         train = {"sft": stages.train_sft, "reward": stages.train_reward, "ppo": stages.train_ppo}[args.stage]
-        _, _, rows = train(recipe, paths, args.resume, args.tensorboard)
+        _, _, rows = train(recipe, paths, args.resume, trackers)
         print(f"{args.stage}: {len(rows)} rows of metrics in {paths.evaluation}, checkpoint in {folder}")
     elif args.stage == "doctor":
         folder, source = models.find_checkpoint(recipe, paths, "sft")
@@ -126,9 +133,7 @@ def _run(args) -> int:
         print(f"matrix and runs in {paths.evaluation / 'clinic.json'}")
     else:
         report = (
-            stages.run(recipe, paths, args.resume, args.tensorboard)
-            if args.stage == "run"
-            else stages.evaluate(recipe, paths)
+            stages.run(recipe, paths, args.resume, trackers) if args.stage == "run" else stages.evaluate(recipe, paths)
         )
         print(reporting.comparison_table(report))
         print(f"evaluation in {paths.evaluation}, plots in {reporting.draw_all(paths)}")
