@@ -21,6 +21,7 @@ from rlhf_lib.rollout import sample_texts
 from rlhf_lib.runtime import ROOT, make_accelerator, set_seed, write_json
 
 GPT2 = dict(model_type="gpt2", n_head=4, n_positions=512, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+SHORT = {"max_new_tokens": 8}  # in PPO: a profiler records every step of sampling
 LLAMA = dict(model_type="llama", num_attention_heads=8, num_key_value_heads=2, vocab_size=32000)
 NEOX = dict(model_type="gpt_neox", num_attention_heads=4, vocab_size=8000)
 SMALL = {  # a few steps of every stage
@@ -60,10 +61,7 @@ def recipe_for(
     config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    short = (
-        {"max_new_tokens": 8, "ppo.updates": 2} if stage == "ppo" else {}
-    )  # a profiler records every step of sampling
-    own = short | {"policy": str(folder), f"{stage}.method": method, "precision": precision}
+    own = {"policy": str(folder), f"{stage}.method": method, "precision": precision}
     return get_recipe("tiny", overrides=SMALL | own | (changes or {}))
 
 
@@ -154,6 +152,7 @@ def metered(function) -> int:
 
 def compare(case, count=allocated) -> dict:
     stage, method, precision, model, changes = case
+    changes = (SHORT if stage == "ppo" else {}) | changes
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipe_for(Path(folder) / "policy", stage, method, precision, model, changes)
         expected = estimate.estimate(recipe, stage, gpu=torch.cuda.is_available())
