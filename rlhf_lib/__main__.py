@@ -7,12 +7,13 @@ import sys
 from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe
 from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError, check_tracker
 
-STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic")
+STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic", "push")
 FLAGS = {  # the stages that read a flag
     "seeds": ("results", "clinic"),
     "faults": ("clinic",),
     "resume": ("sft", "reward", "ppo", "run", "results"),
     "tensorboard": ("sft", "reward", "ppo", "run"),
+    **dict.fromkeys(("repo", "stages", "private", "space"), ("push",)),
     "wandb": ("sft", "reward", "ppo", "run"),
 }
 
@@ -40,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--wandb", action="store_true", help="also log to Weights & Biases; WANDB_MODE=offline keeps it here"
     )
+    p.add_argument("--repo", metavar="USER/NAME", help="push: each stage goes to USER/NAME-STAGE on the Hub")
+    p.add_argument("--stages", nargs="+", metavar="STAGE", help="push: default sft reward ppo")
+    p.add_argument("--private", action="store_true", help="push: new repositories are private")
+    p.add_argument("--space", metavar="USER/NAME", help="push: also a Space with the demo")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -85,6 +90,8 @@ def _run(args) -> int:
             )
     make = clinic_recipe if args.stage == "clinic" else get_recipe
     recipe = make(args.recipe, args.scale, args.seed, overrides(args.set))
+    if args.stage == "push":
+        return _push(args, recipe)
     if args.dry_run:
         return _dry_run(args, recipe)
     for flag in ("gpu", "tokens_per_second"):
@@ -149,6 +156,16 @@ def _dry_run(args, recipe) -> int:
     print(json.dumps(recipe.resolved() | {"estimates": estimates}, indent=1), flush=True)
     if estimates:
         print("\n\n".join(estimate.report(e, args.tokens_per_second) for e in estimates), file=sys.stderr)
+    return 0
+
+
+def _push(args, recipe) -> int:
+    if not args.repo:
+        raise UsageError("push needs a repository of the Hub: write it like --repo USER/NAME")
+    from rlhf_lib import publish
+
+    paths = Paths(recipe.name, recipe.scale, args.output_dir)
+    print("\n".join(publish.push(recipe, paths, args.repo, args.stages, args.private, args.dry_run, args.space)))
     return 0
 
 

@@ -375,8 +375,33 @@ def results_table(summary: dict) -> str:
 README_MARKS = ("<!-- results: made by `make results`, do not edit -->", "<!-- end of results -->")
 
 
+MEMORY_MARKS = ("<!-- memory: made by `python tests/memory.py readme`, do not edit -->", "<!-- end of memory -->")
+
+
+def memory_table(rows: list[dict]) -> str:
+    """Markdown: for each recipe its estimates at the peak of every stage, from `estimate.estimate` on a GPU under bf16."""
+    lines = [
+        "| recipe | policy | parameters | SFT | reward model | PPO | optimizer steps | tokens, at most |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        stages = row["estimates"]
+        peaks = " | ".join(f"{e['peak'] / 2**30:.2f} GiB ({e['method']})" for e in stages)
+        steps, tokens = (" / ".join(f"{e[key]:,}" for e in stages) for key in ("steps", "tokens"))
+        parameters = stages[0]["models"]["policy"]["parameters"]
+        lines.append(
+            f"| `{row['name']}` | {row['policy']} | {parameters / 1e6:,.1f} M | {peaks} | {steps} | {tokens} |"
+        )
+    return "\n".join(lines)
+
+
 def readme_with_results(readme: str, summary: dict) -> str:
     """The README with its results block made anew from `results.json`."""
-    before, rest = readme.split(README_MARKS[0])
-    after = rest.split(README_MARKS[1])[1]
-    return f"{before}{README_MARKS[0]}\n{results_table(summary)}\n{README_MARKS[1]}{after}"
+    return between_marks(readme, README_MARKS, results_table(summary))
+
+
+def between_marks(text: str, marks: tuple[str, str], block: str) -> str:
+    """`text` with what stands between the two marks replaced by `block`."""
+    before, rest = text.split(marks[0])
+    after = rest.split(marks[1])[1]
+    return f"{before}{marks[0]}\n{block}\n{marks[1]}{after}"

@@ -2,7 +2,7 @@
 `outputs/evaluation/tiny/memory.json`.
 
 On a CPU the count is the allocator's own, every block that torch asked for, as its profiler records it; on a GPU it is
-torch.cuda.max_memory_allocated. Batches are as long as the recipe allows, which is what the estimate assumes.
+torch.cuda.max_memory_allocated. `python tests/memory.py readme` makes the README's table of estimates. Batches are as long as the recipe allows, which is what the estimate assumes.
 """
 
 import gc
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf_lib import estimate, lora, models, ppo, reward, sft
-from rlhf_lib.recipes import Recipe, get_recipe
+from rlhf_lib import estimate, lora, models, ppo, reporting, reward, sft
+from rlhf_lib.recipes import RECIPES, Recipe, get_recipe
 from rlhf_lib.rollout import sample_texts
 from rlhf_lib.runtime import ROOT, make_accelerator, set_seed, write_json
 
@@ -197,5 +197,16 @@ def main(stages: list[str]) -> None:
     write_json(file, {"device": device, "recipe": SMALL, "rows": rows})
 
 
+def write_readme() -> None:
+    """The README's table of every recipe's estimate."""
+    rows = []
+    for name in RECIPES:
+        recipe = get_recipe(name)
+        rows.append({"name": name, "policy": recipe.policy,
+                     "estimates": [estimate.estimate(recipe, stage, gpu=True) for stage in estimate.STAGES]})  # fmt: skip
+    readme = ROOT / "README.md"
+    readme.write_text(reporting.between_marks(readme.read_text(), reporting.MEMORY_MARKS, reporting.memory_table(rows)))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_readme() if sys.argv[1:] == ["readme"] else main(sys.argv[1:])

@@ -19,7 +19,8 @@ QUICK = {"max_prompt_tokens": 48, "sft.examples": 16, "ppo.updates": 1, "ppo.bat
 
 @pytest.mark.parametrize("stage, method", [("sft", "full"), ("reward", "lora"), ("ppo", "full")])
 def test_the_estimate_is_what_the_allocator_counts(stage, method):
-    row = memory.compare((stage, method, "no", SMALL, QUICK))
+    model = SMALL | {"n_layer": 1} if stage == "ppo" else SMALL
+    row = memory.compare((stage, method, "no", model, QUICK))
     assert row["ratio"] == pytest.approx(1, abs=0.15), row
 
 
@@ -75,6 +76,16 @@ def test_parts_are_those_of_adamw_and_of_the_trained_weights():
     assert train["weights"] == row["bytes"] and e["peak"] == max(p["total"] for p in e["phases"].values())
 
 
+@pytest.mark.parametrize("method, models", [("full", {"policy", "ref_policy", "reward_model", "value_model"}),
+                                            ("lora", {"policy", "reward_model", "value_model"})])  # fmt: skip
+def test_resident_models_are_those_of_the_stage(tmp_path, method, models):
+    """Full PPO holds policy, reference, reward model and critic; with an adapter the reference costs nothing."""
+    recipe = memory.recipe_for(tmp_path, "ppo", method, "no", dict(n_embd=64, n_layer=1, vocab_size=1000))
+    e = estimate.estimate(recipe, "ppo")
+    assert set(e["models"]) == models
+    assert e["phases"]["train"]["weights"] == sum(m["bytes"] for m in e["models"].values())
+
+
 def test_a_4_bit_model_weighs_what_bitsandbytes_keeps(tmp_path):
     recipe = memory.recipe_for(tmp_path, "sft", "qlora", "no", dict(n_embd=64, n_layer=2, vocab_size=300))
     row = estimate.estimate(recipe, "sft")["models"]["policy"]
@@ -106,12 +117,13 @@ def test_work_is_counted_as_the_loops_count_it():
 def test_a_dry_run_needs_no_weights_no_network_and_names_hours_for_a_measured_speed_only(capsys, monkeypatch):
     monkeypatch.setattr(models, "load_policy", None)
     arguments = ["sft", "--recipe", "tiny", "--set", "policy=openai-community/gpt2", "--dry-run", "--gpu"]
-    assert main(arguments) == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["policy"] == "openai-community/gpt2" and json.loads(out)["estimates"][0]["stage"] == "sft"
-    assert "124,440,576" in err and "peak: " in err and "hours" not in err
     assert main([*arguments, "--tokens-per-second", "1000"]) == 0
-    assert f"at most {6000 // 32 * 32 * 240 / 1000 / 3600:.2f} hours" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    (found,) = json.loads(out)["estimates"]
+    assert json.loads(out)["policy"] == "openai-community/gpt2" and found["stage"] == "sft"
+    assert "124,440,576" in err and "peak: " in err
+    assert f"at most {6000 // 32 * 32 * 240 / 1000 / 3600:.2f} hours" in err
+    assert "hours" not in estimate.report(found)
 
 
 def test_a_dry_run_of_a_missing_model_is_one_sentence(capsys):
