@@ -11,14 +11,16 @@ import time
 
 from rlhf_lib import processes
 from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe, scaling_recipe
-from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError
+from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError, check_tracker
 
-STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic", "scaling")
+STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic", "scaling", "push")
 FLAGS = {  # the stages that read a flag
     "seeds": ("results", "clinic", "scaling"),
     "faults": ("clinic",),
     "resume": ("sft", "reward", "ppo", "run", "results"),
     "tensorboard": ("sft", "reward", "ppo", "run"),
+    **dict.fromkeys(("repo", "stages", "private", "space"), ("push",)),
+    "wandb": ("sft", "reward", "ppo", "run"),
 }
 SHARED = ("sft", "reward", "ppo", "evaluate", "run")  # the stages that several processes can share
 
@@ -35,8 +37,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--faults", nargs="+", metavar="NAME", help="clinic: only these, and again even if they are done")
     p.add_argument("--output-dir", help="default: outputs/ beside the library")
     p.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
-    p.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    p.add_argument(
+        "--dry-run", action="store_true", help="print the resolved recipe, estimate memory and work, and stop"
+    )
+    p.add_argument("--gpu", action="store_true", help="with --dry-run: estimate for a GPU under bf16, whatever is here")
+    p.add_argument(
+        "--tokens-per-second", type=float, metavar="N", help="with --dry-run: a measured speed, for the hours"
+    )
     p.add_argument("--tensorboard", action="store_true", help="also write TensorBoard logs")
+    p.add_argument(
+        "--wandb", action="store_true", help="also log to Weights & Biases; WANDB_MODE=offline keeps it here"
+    )
+    p.add_argument("--repo", metavar="USER/NAME", help="push: each stage goes to USER/NAME-STAGE on the Hub")
+    p.add_argument("--stages", nargs="+", metavar="STAGE", help="push: default sft reward ppo")
+    p.add_argument("--private", action="store_true", help="push: new repositories are private")
+    p.add_argument("--space", metavar="USER/NAME", help="push: also a Space with the demo")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -106,14 +121,21 @@ def _run(args) -> int:
         )
     make = {"clinic": clinic_recipe, "scaling": scaling_recipe}.get(args.stage, get_recipe)
     recipe = make(args.recipe, args.scale, args.seed, overrides(args.set))
+    if args.stage == "push":
+        return _push(args, recipe)
     if args.dry_run:
-        print(json.dumps(recipe.resolved(), indent=1))
-        return 0
+        return _dry_run(args, recipe)
+    for flag in ("gpu", "tokens_per_second"):
+        if getattr(args, flag):
+            raise UsageError(f"--{flag.replace('_', '-')} does nothing without --dry-run: add it, or leave both out")
     if args.stage in FLAGS["seeds"]:
         if args.seed is not None:
             raise UsageError(f"{args.stage} runs several seeds: give them with --seeds, like --seeds 11 12 13")
         for seed in args.seeds or ():
             get_recipe(args.recipe, args.scale, seed)  # refuses a seed that cannot work
+    trackers = tuple(name for name in ("tensorboard", "wandb") if getattr(args, name))
+    for name in trackers:
+        check_tracker(name)
     from rlhf_lib import models, reporting, stages  # slow to import: after the arguments are known to be good
 
     paths = Paths(recipe.name, recipe.scale, args.output_dir)
@@ -125,7 +147,7 @@ def _run(args) -> int:
         if args.resume and not (paths.checkpoints / f"{args.stage}_state.pt").exists():
             print(f"{args.stage}: nothing to resume, starting from the beginning")
         train = {"sft": stages.train_sft, "reward": stages.train_reward, "ppo": stages.train_ppo}[args.stage]
-        _, _, rows = train(recipe, paths, args.resume, args.tensorboard)
+        _, _, rows = train(recipe, paths, args.resume, trackers)
         print(f"{args.stage}: {len(rows)} rows of metrics in {paths.evaluation}, checkpoint in {folder}")
     elif args.stage == "doctor":
         folder, source = models.find_checkpoint(recipe, paths, "sft")
@@ -158,13 +180,33 @@ def _run(args) -> int:
         print(f"all runs in {paths.evaluation / 'scaling.json'}")
     else:
         report = (
-            stages.run(recipe, paths, args.resume, args.tensorboard)
-            if args.stage == "run"
-            else stages.evaluate(recipe, paths)
+            stages.run(recipe, paths, args.resume, trackers) if args.stage == "run" else stages.evaluate(recipe, paths)
         )
         if processes.is_main():
             print(reporting.comparison_table(report))
             print(f"evaluation in {paths.evaluation}, plots in {reporting.draw_all(paths)}")
+    return 0
+
+
+def _dry_run(args, recipe) -> int:
+    """The resolved recipe with the estimates as JSON on stdout, the same to read on stderr."""
+    from rlhf_lib import estimate
+
+    stages = {"run": estimate.STAGES, "results": estimate.STAGES}.get(args.stage, (args.stage,))
+    estimates = [estimate.estimate(recipe, stage, args.gpu) for stage in stages if stage in estimate.STAGES]
+    print(json.dumps(recipe.resolved() | {"estimates": estimates}, indent=1), flush=True)
+    if estimates:
+        print("\n\n".join(estimate.report(e, args.tokens_per_second) for e in estimates), file=sys.stderr)
+    return 0
+
+
+def _push(args, recipe) -> int:
+    if not args.repo:
+        raise UsageError("push needs a repository of the Hub: write it like --repo USER/NAME")
+    from rlhf_lib import publish
+
+    paths = Paths(recipe.name, recipe.scale, args.output_dir)
+    print("\n".join(publish.push(recipe, paths, args.repo, args.stages, args.private, args.dry_run, args.space)))
     return 0
 
 

@@ -199,7 +199,7 @@ def update_step(rows: list[int], rollout: Rollout, batch: dict, actor_critic, op
 
 def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tokenizer, reward_tokenizer,
               prompts: list[str], folder: Path, accelerator, settings: dict, resume: bool = False,
-              evaluate=None, tensorboard: bool = False) -> list[dict]:  # fmt: skip
+              evaluate=None, trackers: tuple[str, ...] = ()) -> list[dict]:  # fmt: skip
     """PPO (Huang et al. 2024) on `policy` in place; returns the logged rows, one an update.
 
     `evaluate(policy) -> dict` is called now and then and never influences training. A diverging run ends in
@@ -225,7 +225,7 @@ def train_ppo(recipe: Recipe, policy, ref_policy, reward_model, value_model, tok
     parts = dict(actor_critic=accelerator.unwrap_model(actor_critic), optimizer=optimizer, schedule=schedule)
     parts |= scaler_part(accelerator)
     done, rows = state.load(**parts) if resume else state.set_aside()
-    log = MetricLog(folder, "ppo", rows, tensorboard)
+    log = MetricLog(folder, "ppo", rows, trackers, settings)
 
     bar = progress(range(done + 1, config.updates + 1), initial=done, total=config.updates, desc="PPO", unit="update")
     for update in bar:

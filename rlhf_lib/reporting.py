@@ -400,8 +400,26 @@ def samples_table(samples: list[dict], posts: int = 2) -> str:
     return "\n\n".join(blocks)
 
 
+def memory_table(rows: list[dict]) -> str:
+    """Markdown: for each recipe its estimates at the peak of every stage, from `estimate.estimate` on a GPU under bf16."""
+    lines = [
+        "| recipe | policy | parameters | SFT | reward model | PPO | optimizer steps | tokens, at most |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        stages = row["estimates"]
+        peaks = " | ".join(f"{e['peak'] / 2**30:.2f} GiB ({e['method']})" for e in stages)
+        steps, tokens = (" / ".join(f"{e[key]:,}" for e in stages) for key in ("steps", "tokens"))
+        parameters = stages[0]["models"]["policy"]["parameters"]
+        lines.append(
+            f"| `{row['name']}` | {row['policy']} | {parameters / 1e6:,.1f} M | {peaks} | {steps} | {tokens} |"
+        )
+    return "\n".join(lines)
+
+
 README_MARKS = {
     "results": ("<!-- results: made by `make results`, do not edit -->", "<!-- end of results -->"),
+    "memory": ("<!-- memory: made by `python tests/memory.py readme`, do not edit -->", "<!-- end of memory -->"),
     "samples": ("<!-- samples: made by `make results`, do not edit -->", "<!-- end of samples -->"),
 }
 

@@ -122,7 +122,7 @@ def _accuracy(margin: torch.Tensor) -> float:
 
 def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], validation: list[dict],
                  references: list[dict], folder: Path, accelerator, settings: dict, resume: bool = False,
-                 tensorboard: bool = False) -> list[dict]:  # fmt: skip
+                 trackers: tuple[str, ...] = ()) -> list[dict]:  # fmt: skip
     """Train `reward_model` in place on {"prompt", "chosen", "rejected"} pairs; returns the logged rows.
 
     At the end `config.reward_mean` becomes the mean logit over `references` ({"prompt", "completion"}), so that
@@ -148,7 +148,7 @@ def train_reward(recipe: Recipe, reward_model, tokenizer, pairs: list[dict], val
     parts = dict(model=model, optimizer=optimizer, schedule=schedule) | scaler_part(accelerator)
     state = TrainingState(folder / "reward_state.pt", settings)
     done, rows = state.load(**parts) if resume else state.set_aside()
-    log = MetricLog(folder, "reward", rows, tensorboard)
+    log = MetricLog(folder, "reward", rows, trackers, settings)
 
     def validate() -> dict:
         model.eval()

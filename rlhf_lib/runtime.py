@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import json
 import math
 import os
@@ -271,17 +272,24 @@ def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 class MetricLog:
-    """Rows of plain floats: kept in memory, and by the main process written as JSONL while training, as CSV at the end."""
+    """Rows of plain floats: kept in memory, and by the main process written as JSONL while training, as CSV at the end.
 
-    def __init__(self, folder: Path, stage: str, rows: list[dict] = (), tensorboard: bool = False):
+    `trackers` also get every row: "tensorboard", "wandb", both or none. W&B starts a run in the project `rlhf-course` (or
+    WANDB_PROJECT), with WANDB_MODE=offline on this machine alone. Raises UsageError if a tracker cannot start.
+    """
+
+    def __init__(self, folder: Path, stage: str, rows: list[dict] = (), trackers: tuple[str, ...] = (),
+                 settings: dict | None = None):  # fmt: skip
         self.folder, self.stage, self.rows = Path(folder), stage, list(rows)
         self.path = self.folder / f"{stage}_metrics.jsonl"
         self.started = False  # an earlier run's file stays until this run has something to say
-        self.board = None
-        if tensorboard and processes.is_main():
+        self.board = self.wandb = None
+        if "tensorboard" in trackers and processes.is_main():
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(self.folder / "tensorboard" / stage)
+        if "wandb" in trackers and processes.is_main():
+            self.wandb = _start_wandb(self.folder, stage, settings)
 
     def add(self, step: int, metrics: dict) -> dict:
         """Append one row; raises TrainingFailure if a value is not finite."""
@@ -297,13 +305,38 @@ class MetricLog:
         if self.board:
             for key, value in metrics.items():
                 self.board.add_scalar(f"{self.stage}/{key}", value, step)
+        if self.wandb:
+            self.wandb.log({f"{self.stage}/{key}": value for key, value in row.items()}, step=step)
         return row
 
     def close(self) -> list[dict]:
         write_csv(self.path.with_suffix(".csv"), self.rows)
         if self.board:
             self.board.close()
+        if self.wandb:
+            self.wandb.finish()
         return self.rows
+
+
+def check_tracker(name: str) -> None:
+    """Raises UsageError if a tracker's package is missing: before a run, not in the middle of it."""
+    if name == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise UsageError(
+            "--wandb needs the package wandb, which is not installed: run `pip install wandb`, or leave --wandb out"
+        )
+
+
+def _start_wandb(folder: Path, stage: str, settings: dict | None):
+    check_tracker("wandb")
+    import wandb
+
+    project = os.environ.get("WANDB_PROJECT", "rlhf-course")
+    try:
+        return wandb.init(project=project, name=stage, dir=folder, config=settings or {})
+    except (wandb.errors.Error, OSError) as error:
+        raise UsageError(
+            f"W&B cannot start ({' '.join(str(error).split())}): log in with `wandb login`, or set WANDB_MODE=offline"
+        ) from error
 
 
 def check_finite(stage: str, step: int, metrics: dict) -> None:

@@ -52,7 +52,7 @@ def warmup_cosine(optimizer, steps: int, warmup: float, floor: float = 0.0):
 
 
 def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validation: list[dict], folder: Path,
-              accelerator, settings: dict, resume: bool = False, tensorboard: bool = False) -> list[dict]:  # fmt: skip
+              accelerator, settings: dict, resume: bool = False, trackers: tuple[str, ...] = ()) -> list[dict]:  # fmt: skip
     """Fine-tune `policy` in place on {"prompt", "completion"} examples; returns the logged rows."""
     config = recipe.sft
     if not examples:
@@ -74,7 +74,7 @@ def train_sft(recipe: Recipe, policy, tokenizer, examples: list[dict], validatio
     parts |= scaler_part(accelerator)
     state = TrainingState(folder / "sft_state.pt", settings)
     done, rows = state.load(**parts) if resume else state.set_aside()
-    log = MetricLog(folder, "sft", rows, tensorboard)
+    log = MetricLog(folder, "sft", rows, trackers, settings)
 
     def batch(rows: list) -> list[torch.Tensor]:
         tensors = completion_batch([p for p, _ in rows], [c for _, c in rows], tokenizer.pad_token_id)

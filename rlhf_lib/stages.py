@@ -20,7 +20,7 @@ NOISE = 10**6  # PPO's updates draw their noise from (seed, update); preferences
 REFERENCES = 256  # SFT references over which reward-model scores have mean 0
 
 
-def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
+def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, trackers: tuple[str, ...] = ()):
     """Demonstrations -> `checkpoints/sft`, or `sft_lora`, `sft_qlora`; returns (policy, tokenizer, logged rows).
 
     With an adapter the policy that is returned still has it; the checkpoint's weights have it merged.
@@ -34,7 +34,7 @@ def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
     set_seed(recipe.seed)  # an adapter starts at random
     lora.adapt(policy, recipe.lora, recipe.sft.method)
     rows = sft.train_sft(with_rate(recipe, "sft"), policy, tokenizer, examples, validation, paths.checkpoints,
-                         accelerator, settings, resume, tensorboard)  # fmt: skip
+                         accelerator, settings, resume, trackers)  # fmt: skip
     finish(recipe, paths, "sft", policy, tokenizer, settings, rows)
     return policy, tokenizer, rows
 
@@ -110,7 +110,7 @@ def sft_references(recipe: Recipe) -> list[dict]:
     return [{"prompt": post.prompt, "completion": reference_summary(post)} for post in posts]
 
 
-def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False):
+def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, trackers: tuple[str, ...] = ()):
     """Preferences -> `checkpoints/reward`; returns (reward model, tokenizer, logged rows)."""
     accelerator = make_accelerator(recipe.precision)
     tokenizer = models.load_tokenizer(recipe.policy)
@@ -120,7 +120,7 @@ def train_reward(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard
     train, validation = preference_pairs(recipe, paths)
     settings = models.stage_settings(recipe, paths, "reward")
     rows = reward.train_reward(with_rate(recipe, "reward"), reward_model, tokenizer, train, validation,
-                               sft_references(recipe), paths.checkpoints, accelerator, settings, resume, tensorboard)  # fmt: skip
+                               sft_references(recipe), paths.checkpoints, accelerator, settings, resume, trackers)  # fmt: skip
     finish(recipe, paths, "reward", reward_model, tokenizer, settings, rows)
     write_json(paths.evaluation / "reward.json", reward_report(recipe, reward_model, tokenizer, validation))
     return reward_model, tokenizer, rows
@@ -166,7 +166,7 @@ def reward_report(recipe: Recipe, reward_model, tokenizer, pairs: list[dict]) ->
     }
 
 
-def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False,
+def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, trackers: tuple[str, ...] = (),
               report: doctor.Report | None = None):  # fmt: skip
     """SFT policy and reward model -> `checkpoints/ppo`; returns (policy, tokenizer, logged rows).
 
@@ -189,7 +189,7 @@ def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
 
     rows = ppo.train_ppo(with_rate(recipe, "ppo"), policy, ref_policy, reward_model, value_model, tokenizer, tokenizer,
                          prompts, paths.checkpoints, accelerator, settings, resume,
-                         on_validation(recipe, reward_model, tokenizer), tensorboard)  # fmt: skip
+                         on_validation(recipe, reward_model, tokenizer), trackers)  # fmt: skip
     finish(recipe, paths, "ppo", policy, tokenizer, settings, rows)
     return policy, tokenizer, rows
 
@@ -313,7 +313,7 @@ def policy_kl(recipe: Recipe, policy, ref_policy, tokenizer, prompts: list[str])
     return ppo.exact_kl_check(batch, policy, ref_policy, temperature)
 
 
-def run(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False) -> dict:
+def run(recipe: Recipe, paths: Paths, resume: bool = False, trackers: tuple[str, ...] = ()) -> dict:
     """The main path: SFT, preferences, reward model, PPO, evaluation; returns the evaluation with seconds a stage.
 
     A stage that was resumed or already finished has no seconds.
@@ -324,7 +324,7 @@ def run(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = 
         done = resume and finished(recipe, paths, name)
         whole = not done and not (resume and (paths.checkpoints / f"{name}_state.pt").exists())
         if not done:
-            stage(recipe, paths, resume, tensorboard)
+            stage(recipe, paths, resume, trackers)
         seconds[name] = round(time.time() - start, 1) if whole else None
     start = time.time()
     report = evaluate(recipe, paths)

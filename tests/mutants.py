@@ -1278,6 +1278,71 @@ MUTANTS = [
         "    lora.adapt(policy",
         "test_lora.py::test_two_runs_with_an_adapter_are_equal",
     ),
+    # estimates
+    (
+        "the estimate forgets one of AdamW's moments",
+        "estimate.py",
+        'for _ in "mv"',
+        'for _ in "m"',
+        "test_estimate.py::test_parts_are_those_of_adamw_and_of_the_trained_weights",
+    ),
+    (
+        "a freed tensor counts on",
+        "estimate.py",
+        "weakref.finalize(storage, self._drop, key)",
+        "pass",
+        "test_estimate.py::test_a_meter_counts_what_lives_once_and_remembers_the_peak",
+    ),
+    (
+        "the reference of a full run is forgotten",
+        "estimate.py",
+        'lora.AdapterOff(policy) if config.method != "full" else self.policy()',
+        "lora.AdapterOff(policy)",
+        "test_estimate.py::test_resident_models_are_those_of_the_stage",
+    ),
+    (
+        "half the weights of a 4-bit layer are forgotten",
+        "estimate.py",
+        "n_in * n_out // 2 + blocks",
+        "n_in * n_out // 4 + blocks",
+        "test_estimate.py::test_a_4_bit_model_weighs_what_bitsandbytes_keeps",
+    ),
+    # publishing
+    (
+        "settings are pushed with the paths of the machine",
+        "publish.py",
+        "return Path(value).name",
+        "return value",
+        "test_publish.py::test_nothing_of_this_machine_is_pushed",
+    ),
+    (
+        "a card shows the results of another seed",
+        "publish.py",
+        'report is not None and (report["seed"], report["scale"]) == (recipe.seed, recipe.scale)',
+        "report is not None",
+        "test_publish.py::test_results_of_another_seed_are_not_this_model_s",
+    ),
+    (
+        "the snippet of a reward model leaves its mean out",
+        "publish.py",
+        "logits[0, 0] - reward_model.config.reward_mean",
+        "logits[0, 0]",
+        "test_publish.py::test_the_snippets_run",
+    ),
+    (
+        "the adapter stays at home",
+        "publish.py",
+        '(checkpoint / "adapter", fresh / "adapter")',
+        '(checkpoint / "adapter.", fresh / "adapter")',
+        "test_publish.py::test_push_creates_the_repositories_and_commits_their_files",
+    ),
+    (
+        "W&B never hears that the run is over",
+        "runtime.py",
+        "self.wandb.finish()",
+        "pass",
+        "test_runtime.py::test_wandb_gets_every_row_and_the_settings",
+    ),
 ]
 
 

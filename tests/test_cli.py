@@ -67,6 +67,7 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(capsys, tmp_path, arguments
         (["sft", "--recipe", "tiny", "--seed", "three"], ["--seed", "three"]),
         (["ppo", "--recipe", "tiny", "--seeds", "1", "2"], ["--seeds does nothing for ppo", "results"]),
         (["evaluate", "--recipe", "tiny", "--resume"], ["--resume does nothing for evaluate", "ppo"]),
+        (["results", "--recipe", "tiny", "--wandb"], ["--wandb does nothing for results"]),
         (["results", "--recipe", "tiny", "--tensorboard"], ["--tensorboard does nothing for results"]),
     ],
 )
@@ -83,6 +84,15 @@ def test_dry_run_prints_the_resolved_recipe(capsys):
     )
     resolved = json.loads(out)
     assert code == 0 and resolved["ppo"]["kl_coef"] == 0.2 and resolved["sft"]["epochs"] == 3 and resolved["seed"] == 5
+
+
+def test_wandb_that_is_not_installed_stops_before_anything_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, out, err = run(
+        capsys, "sft", "--recipe", "tiny", "--scale", "smoke", "--wandb", "--output-dir", str(tmp_path)
+    )
+    assert code == 2 and not out and err.startswith("error: --wandb needs the package wandb") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_that_diverges_names_step_metric_and_causes_and_loses_nothing(capsys, tmp_path):

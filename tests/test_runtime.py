@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -242,11 +244,51 @@ def test_a_metric_that_is_not_finite_stops_and_keeps_the_earlier_rows(tmp_path, 
 
 
 def test_tensorboard_gets_every_metric(tmp_path):
-    log = MetricLog(tmp_path, "ppo", tensorboard=True)
+    log = MetricLog(tmp_path, "ppo", trackers=("tensorboard",))
     log.add(1, {"objective/kl": 2.0})
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard" / "ppo")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("ppo/objective/kl")] == [(1, 2.0)]
+
+
+def test_wandb_offline_writes_a_run_folder_with_every_metric(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="an extra: pip install rlhf-course[wandb]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log = MetricLog(tmp_path, "ppo", trackers=("wandb",), settings={"seed": 1})
+    log.add(1, {"objective/kl": 2.0})
+    log.close()
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"ppo/objective/kl" in file.read_bytes()
+
+
+class FakeRun:
+    def __init__(self):
+        self.rows, self.finished = [], False
+
+    def log(self, row, step):
+        self.rows.append((step, row))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_wandb_gets_every_row_and_the_settings(tmp_path, monkeypatch):
+    run, started = FakeRun(), {}
+    module = types.SimpleNamespace(init=lambda **settings: started.update(settings) or run)
+    monkeypatch.setattr(runtime, "check_tracker", lambda name: None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    log = MetricLog(tmp_path, "sft", trackers=("wandb",), settings={"seed": 1})
+    log.add(3, {"loss": 0.5})
+    log.close()
+    assert run.rows == [(3, {"sft/step": 3, "sft/loss": 0.5})] and run.finished
+    assert started["config"] == {"seed": 1} and started["dir"] == tmp_path and started["name"] == "sft"
+
+
+def test_a_missing_wandb_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install wandb"):
+        MetricLog("nowhere", "sft", trackers=("wandb",))
 
 
 def test_without_a_checkout_outputs_go_to_the_working_directory(tmp_path, monkeypatch):
