@@ -7,12 +7,14 @@ import sys
 from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe
 from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError
 
-STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic")
+STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic", "demo")
 FLAGS = {  # the stages that read a flag
     "seeds": ("results", "clinic"),
     "faults": ("clinic",),
     "resume": ("sft", "reward", "ppo", "run", "results"),
     "tensorboard": ("sft", "reward", "ppo", "run"),
+    "host": ("demo",),
+    "port": ("demo",),
 }
 
 
@@ -30,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
     p.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     p.add_argument("--tensorboard", action="store_true", help="also write TensorBoard logs")
+    p.add_argument("--host", help="demo: default 127.0.0.1, which only this machine can reach")
+    p.add_argument("--port", type=int, help="demo: default 7860")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -103,6 +107,11 @@ def _run(args) -> int:
         report = stages.run_doctor(recipe, policy, ref_policy, tokenizer)
         print(f"examined: {source}\n{report}")
         return 0 if report.healthy else 1
+    elif args.stage == "demo":
+        from rlhf_lib import demo
+
+        page = demo.build_page(demo.open_checkpoints(recipe, paths))
+        demo.serve(page, args.host or "127.0.0.1", args.port or 7860)
     elif args.stage == "results":
         summary = stages.results(recipe, paths, args.seeds, args.resume)
         print(reporting.results_table(summary))

@@ -79,7 +79,6 @@ def token_statistics(model, input_ids, attention_mask, last: int, temperature: f
     return chosen, entropy, (logp.exp() * (logp - logq)).sum(-1)
 
 
-@torch.no_grad()
 def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, temperature: float = 1.0, seed=None,
              indices: list[int] | None = None, max_prompt_tokens: int | None = None) -> Rollout:  # fmt: skip
     """Sample one response a prompt from the policy's full distribution (no top-k, no top-p), cut at the first EOS.
@@ -90,6 +89,25 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
     Raises UsageError if there is no prompt, or prompt and response exceed the model's context, and TrainingFailure if
     the policy's logits are not finite.
     """
+    ids, mask, uniforms = _start(policy, tokenizer, prompts, max_new_tokens, temperature, seed, indices, max_prompt_tokens)
+    for responses, response_mask in _respond(policy, tokenizer, prompts, ids, mask, uniforms, temperature):  # noqa: B007
+        pass
+    return _rollout(tokenizer, ids, mask, responses, response_mask)
+
+
+def generate_stream(policy, tokenizer, prompts: list[str], max_new_tokens: int, temperature: float = 1.0, seed=None,
+                    max_prompt_tokens: int | None = None):  # fmt: skip
+    """`generate` token by token: yields a Rollout after each, whose `texts` hold what is written so far.
+
+    The last one is what `generate` returns with the same seed; what `generate` raises comes with the first.
+    """
+    ids, mask, uniforms = _start(policy, tokenizer, prompts, max_new_tokens, temperature, seed, None, max_prompt_tokens)
+    for responses, response_mask in _respond(policy, tokenizer, prompts, ids, mask, uniforms, temperature):
+        yield _rollout(tokenizer, ids, mask, responses, response_mask)
+
+
+def _start(policy, tokenizer, prompts, max_new_tokens, temperature, seed, indices, max_prompt_tokens):
+    """Refuse what cannot work; ids and mask of the prompts, (B, P), and the noise of each step, (B, max_new_tokens)."""
     if isinstance(prompts, str):
         raise UsageError("prompts is one string: pass a list of strings, one for each response")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -103,11 +121,17 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
     encoded = encode_prompts(tokenizer, prompts, max_prompt_tokens or 10**9)
     check_context(max(map(len, encoded)), max_new_tokens, context)
     ids, mask = (x.to(device) for x in pad(encoded, tokenizer.pad_token_id, "left"))
+    uniforms = _noise(seed, indices if indices is not None else range(len(prompts)), max_new_tokens).to(device)
+    return ids, mask, uniforms
+
+
+@torch.no_grad()
+def _respond(policy, tokenizer, prompts, ids, mask, uniforms, temperature):
+    """The sampling loop: yields after each step tokens, PAD after the end, and which of them count, like `uniforms`."""
+    device, max_new_tokens = ids.device, uniforms.shape[1]
     first = [i for i in range(len(prompts)) if i == 0 or prompts[i] != prompts[i - 1]]
     starts = set(first)
     owner = torch.tensor(np.cumsum([i in starts for i in range(len(prompts))]) - 1, device=device)
-    uniforms = _noise(seed, indices if indices is not None else range(len(prompts)), max_new_tokens).to(device)
-
     out = policy(input_ids=ids[first], attention_mask=mask[first], position_ids=position_ids(mask[first]),
                  use_cache=True, logits_to_keep=1)  # fmt: skip
     cache = out.past_key_values
@@ -123,6 +147,7 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
         responses[rows, step], response_mask[rows, step] = token, alive
         attention = torch.cat([attention, alive[:, None].long()], 1)
         alive = alive & (token != tokenizer.eos_token_id)
+        yield responses, response_mask
         if step + 1 == max_new_tokens or not alive.any():
             break
         if alive.float().mean() < 0.75:
@@ -132,7 +157,12 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
             alive = alive[alive]
         logits = policy(input_ids=token[:, None], attention_mask=attention, position_ids=position_ids(attention)[:, -1:],
                         past_key_values=cache, use_cache=True).logits[:, -1]  # fmt: skip
-    responses, response_mask = responses[:, : step + 1], response_mask[:, : step + 1]  # (B, T)
+
+
+def _rollout(tokenizer, ids, mask, responses, response_mask) -> Rollout:
+    """The responses so far, cut to the longest, joined to their prompts."""
+    longest = int(response_mask.any(0).sum())
+    responses, response_mask = responses[:, :longest], response_mask[:, :longest]  # (B, T)
     texts = [t.strip() for t in tokenizer.batch_decode(responses, skip_special_tokens=True)]
     return Rollout(torch.cat([ids, responses], 1), torch.cat([mask, response_mask.long()], 1), ids.shape[1],
                    response_mask, texts, tokenizer.eos_token_id)  # fmt: skip
