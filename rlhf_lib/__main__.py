@@ -110,8 +110,7 @@ def _run(args) -> int:
     elif args.stage == "demo":
         from rlhf_lib import demo
 
-        page = demo.build_page(demo.open_checkpoints(recipe, paths))
-        demo.serve(page, args.host or "127.0.0.1", args.port or 7860)
+        demo.run(recipe, paths, args.host or "127.0.0.1", 7860 if args.port is None else args.port)
     elif args.stage == "results":
         summary = stages.results(recipe, paths, args.seeds, args.resume)
         print(reporting.results_table(summary))

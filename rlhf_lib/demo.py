@@ -9,6 +9,7 @@ import math
 import os
 import random
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from rlhf_lib.tiny import Post, explain
 STAGES = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
 CUE = "\n\nTL;DR:"
 MAX_CHARACTERS = 100_000  # nothing longer is even tokenized
-INSTALL = "pip install -e '.[demo]'"
+GRADIO = "6.31.0"  # the version that constraints.txt has, and a Space gets
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,22 @@ class Cast:
     reward_model: torch.nn.Module
     value_model: models.ValueModel
     posts: dict[str, Post]  # the held-out posts of the embedded world, by the text that people see
+
+
+def run(recipe: Recipe, paths: Paths, host: str, port: int) -> None:
+    """Show the page at http://HOST:PORT until it is stopped. Raises UsageError at once if that cannot be."""
+    _gradio()
+    if not 0 < port < 2**16:
+        raise UsageError(f"--port {port} cannot be: choose one from 1 to {2**16 - 1}, such as 7860")
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}, port {port} ({error.strerror}): choose another --host or --port"
+        ) from error
+    if host not in ("127.0.0.1", "localhost"):
+        print(f"whoever reaches {host} can use this demo: leave --host out to keep it to this machine")
+    serve(build_page(open_checkpoints(recipe, paths)), host, port)
 
 
 def open_checkpoints(recipe: Recipe, paths: Paths) -> Cast:
@@ -171,8 +188,7 @@ def respond(cast: Cast, text: str, temperature, max_new_tokens, seed) -> Iterato
                 shown = time.monotonic()
         texts = {stage: rollout.texts[0] for stage, rollout in written.items()}
         finished = {stage: bool(rollout.finished[0]) for stage, rollout in written.items()}
-        scores = models.score_responses(cast.reward_model, cast.tokenizer, [prompt] * len(texts), list(texts.values()),
-                                        list(finished.values()))  # fmt: skip
+        scores = score(cast, prompt, list(texts.values()), list(finished.values()))
         post = cast.posts.get(prompt.removesuffix(CUE))
         verdicts = {
             stage: Verdict(score, finished[stage], written[stage].response_mask.shape[1],
@@ -183,6 +199,14 @@ def respond(cast: Cast, text: str, temperature, max_new_tokens, seed) -> Iterato
         yield cards(cast, texts, verdicts), lens(rows, stage, ref, verdicts[stage].score, cast.recipe)
     except (UsageError, TrainingFailure) as error:
         yield f'<p class="notice" role="alert">{html.escape(str(error))}</p>', ""
+
+
+def score(cast: Cast, prompt: str, texts: list[str], finished: list[bool]) -> torch.Tensor:
+    """Reward-model scores: (B,). Text that was cut off may encode to more tokens than it was written with; if there are too
+    many for the context, the prompt loses its beginning."""
+    longest = max(map(len, data.encode_completions(cast.tokenizer, texts, finished)))
+    room = max(1, data.context_length(cast.reward_model) - longest)
+    return models.score_responses(cast.reward_model, cast.tokenizer, [prompt] * len(texts), texts, finished, room)
 
 
 def _text(rollout: Rollout) -> str:
@@ -284,7 +308,7 @@ def _token(row: dict, key: str, scale: float) -> str:
     )
 
 
-BLUE, WHITE, ORANGE = (86, 160, 233), (247, 247, 247), (240, 150, 40)  # told apart with every kind of colour blindness
+BLUE, WHITE, ORANGE = (100, 170, 238), (247, 247, 247), (240, 150, 40)  # told apart with every kind of colour blindness
 
 
 def colour(x: float) -> str:
@@ -303,7 +327,7 @@ STYLE = """
 .source {font-size: .82rem; opacity: .8; margin: 0 0 8px}
 .answer {font-size: 1.05rem; line-height: 1.45; margin: 0 0 8px; white-space: pre-wrap; min-height: 3em}
 .score {margin: 8px 0 4px} .score b {font-variant-numeric: tabular-nums}
-.gold {width: 100%; border-collapse: collapse; font-size: .85rem}
+.gold {width: 100%; border: 0 !important; border-collapse: collapse; font-size: .85rem}
 .gold td {padding: 3px 4px !important; border: 0 !important; vertical-align: top}
 .gold tr {border: 0 !important; border-top: 1px solid var(--border-color-primary) !important}
 .gold td:last-child {text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums}
@@ -331,7 +355,7 @@ def _gradio():
         import gradio
     except ImportError as error:
         raise UsageError(
-            f"the demo needs gradio, which is not installed: run `{INSTALL}` in the course's folder"
+            "the demo needs gradio, which is not installed: run `pip install -e '.[demo]'` in the course's folder"
         ) from error
     return gradio
 
@@ -383,17 +407,14 @@ def build_page(cast: Cast):
 def serve(page, host: str | None = "127.0.0.1", port: int | None = 7860, **options):
     """Open the page to browsers until it is stopped; `options` go to gradio's `launch`.
 
-    `host` and `port` None leave both to gradio, as a Space needs it. Raises UsageError if the port cannot be had.
+    `host` and `port` None leave both to gradio, as a Space needs it.
     """
     gr = _gradio()
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ).set(button_primary_background_fill="*primary_700", block_info_text_color="*neutral_600")
-    try:
-        return page.launch(server_name=host, server_port=port, theme=theme, css=STYLE, footer_links=[], ssr_mode=False,
-                           **options)  # fmt: skip
-    except OSError as error:
-        raise UsageError(f"cannot listen on {host}, port {port} ({error}): choose another --host or --port") from error
+    return page.launch(server_name=host, server_port=port, theme=theme, css=STYLE, footer_links=[], ssr_mode=False,
+                       **options)  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- Space
@@ -474,7 +495,7 @@ def write_space(folder, recipe: Recipe, names: dict[str, str], title: str = "RLH
         (fresh / "requirements.txt").write_text("\n".join(pins) + "\n")
         hub = [name for name in placed.values() if not name.startswith(("tiny:", "models/"))]
         card = CARD.format(
-            title=title, gradio=_gradio().__version__, recipe=recipe.name,
+            title=title, gradio=GRADIO, recipe=recipe.name,
             models="models:\n" + "".join(f"  - {name}\n" for name in dict.fromkeys(hub)) if hub else "",
             rows="\n".join(f"- {stage}: `{name}`" for stage, name in placed.items()),
         )  # fmt: skip

@@ -89,7 +89,9 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
     Raises UsageError if there is no prompt, or prompt and response exceed the model's context, and TrainingFailure if
     the policy's logits are not finite.
     """
-    ids, mask, uniforms = _start(policy, tokenizer, prompts, max_new_tokens, temperature, seed, indices, max_prompt_tokens)
+    ids, mask, uniforms = _start(
+        policy, tokenizer, prompts, max_new_tokens, temperature, seed, indices, max_prompt_tokens
+    )
     for responses, response_mask in _respond(policy, tokenizer, prompts, ids, mask, uniforms, temperature):  # noqa: B007
         pass
     return _rollout(tokenizer, ids, mask, responses, response_mask)
