@@ -19,7 +19,7 @@ COURSE := 01_supervised_finetuning/01_data_and_baseline.ipynb \
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e .
+	$(BIN)/pip install -q -c constraints.txt -e ".[demo]"
 	touch $@
 
 course: .venv/installed

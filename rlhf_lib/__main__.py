@@ -13,7 +13,7 @@ from rlhf_lib import processes
 from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe, scaling_recipe
 from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError, check_tracker
 
-STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic", "scaling", "push")
+STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic", "scaling", "demo", "push")
 FLAGS = {  # the stages that read a flag
     "seeds": ("results", "clinic", "scaling"),
     "faults": ("clinic",),
@@ -21,6 +21,8 @@ FLAGS = {  # the stages that read a flag
     "tensorboard": ("sft", "reward", "ppo", "run"),
     **dict.fromkeys(("repo", "stages", "private", "space"), ("push",)),
     "wandb": ("sft", "reward", "ppo", "run"),
+    "host": ("demo",),
+    "port": ("demo",),
 }
 SHARED = ("sft", "reward", "ppo", "evaluate", "run")  # the stages that several processes can share
 
@@ -52,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stages", nargs="+", metavar="STAGE", help="push: default sft reward ppo")
     p.add_argument("--private", action="store_true", help="push: new repositories are private")
     p.add_argument("--space", metavar="USER/NAME", help="push: also a Space with the demo")
+    p.add_argument("--host", help="demo: default 127.0.0.1, which only this machine can reach")
+    p.add_argument("--port", type=int, help="demo: default 7860")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -156,6 +160,10 @@ def _run(args) -> int:
         report = stages.run_doctor(recipe, policy, ref_policy, tokenizer)
         print(f"examined: {source}\n{report}")
         return 0 if report.healthy else 1
+    elif args.stage == "demo":
+        from rlhf_lib import demo
+
+        demo.run(recipe, paths, args.host or "127.0.0.1", 7860 if args.port is None else args.port)
     elif args.stage == "results":
         summary = stages.results(recipe, paths, args.seeds, args.resume)
         print(reporting.results_table(summary))

@@ -4,11 +4,13 @@ Nothing leaves this machine but weights, configs, tokenizer, adapter, card and t
 this machine reduced to the names of their folders.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
 from rlhf_lib import models, reporting
+from rlhf_lib.demo import write_space
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.runtime import Paths, UsageError, atomic_folder
 
@@ -38,7 +40,7 @@ def push(recipe: Recipe, paths: Paths, repo: str, stages: list[str] | None = Non
     found = {stage: own_checkpoint(recipe, paths, stage) for stage in stages}  # all are there before any is pushed
     folders = [(f"{repo}-{stage}", write_folder(recipe, paths, stage, found[stage], repo), "model") for stage in stages]
     if space:
-        folders.append((space, write_space_folder(recipe, paths, repo), "space"))
+        folders.append((space, write_space_folder(recipe, paths, repo, stages), "space"))
     if dry_run:
         return [f"would push {_listing(folder)} to {name}, see {folder}" for name, folder, _ in folders]
     return [f"pushed {_listing(folder)} to {upload(name, folder, kind, private)}" for name, folder, kind in folders]
@@ -219,17 +221,16 @@ def upload(repo: str, folder: Path, kind: str = "model", private: bool = False) 
     return str(url)
 
 
-def write_space_folder(recipe: Recipe, paths: Paths, repo: str) -> Path:
-    """The folder of a Space that shows the pushed models, where the demo can write one."""
-    try:
-        from rlhf_lib.demo import write_space
-    except ImportError as error:
-        raise UsageError(
-            "--space needs the demo, which is not there: install the extra `demo`, or leave it out"
-        ) from error
+def write_space_folder(recipe: Recipe, paths: Paths, repo: str, pushed: list[str]) -> Path:
+    """The folder of a Space that shows the pushed models; of the others it holds copies, if it has them."""
+    names = {"base": recipe.policy} | {stage: f"{repo}-{stage}" for stage in pushed}
+    for stage in STAGES:
+        if stage not in names:
+            with contextlib.suppress(UsageError):  # write_space says what it cannot do without
+                names[stage] = models.find_checkpoint(recipe, paths, stage)[0]
     folder = paths.root / "publish" / recipe.name / "space"
     with atomic_folder(folder) as fresh:
-        write_space(fresh, recipe, repo)
+        write_space(fresh, recipe, names)
     return folder
 
 

@@ -80,7 +80,6 @@ def token_statistics(model, input_ids, attention_mask, last: int, temperature: f
     return chosen, entropy, (logp.exp() * (logp - logq)).sum(-1)
 
 
-@torch.no_grad()
 def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, temperature: float = 1.0, seed=None,
              indices: list[int] | None = None, max_prompt_tokens: int | None = None) -> Rollout:  # fmt: skip
     """Sample one response a prompt from the policy's full distribution (no top-k, no top-p), cut at the first EOS.
@@ -91,6 +90,32 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
     Raises UsageError if there is no prompt, or prompt and response exceed the model's context, and TrainingFailure if
     the policy's logits are not finite.
     """
+    ids, mask, uniforms = _start(
+        policy, tokenizer, prompts, max_new_tokens, temperature, seed, indices, max_prompt_tokens
+    )
+    responses = torch.zeros(uniforms.shape, dtype=torch.long, device=ids.device)  # (B, max_new_tokens)
+    response_mask = torch.zeros_like(responses, dtype=torch.bool)
+    if mine := list(processes.share(range(len(prompts)))):
+        some = [prompts[i] for i in mine]
+        *_, last = _respond(policy, tokenizer, some, ids[mine], mask[mine], uniforms[mine], temperature)
+        responses[mine], response_mask[mine] = last
+    responses, response_mask = processes.summed(responses), processes.summed(response_mask.long()).bool()
+    return _rollout(tokenizer, ids, mask, responses, response_mask)
+
+
+def generate_stream(policy, tokenizer, prompts: list[str], max_new_tokens: int, temperature: float = 1.0, seed=None,
+                    max_prompt_tokens: int | None = None):  # fmt: skip
+    """`generate` token by token: yields a Rollout after each, whose `texts` hold what is written so far.
+
+    The last one is what `generate` returns with the same seed; what `generate` raises comes with the first.
+    """
+    ids, mask, uniforms = _start(policy, tokenizer, prompts, max_new_tokens, temperature, seed, None, max_prompt_tokens)
+    for responses, response_mask in _respond(policy, tokenizer, prompts, ids, mask, uniforms, temperature):
+        yield _rollout(tokenizer, ids, mask, responses, response_mask)
+
+
+def _start(policy, tokenizer, prompts, max_new_tokens, temperature, seed, indices, max_prompt_tokens):
+    """Refuse what cannot work; ids and mask of the prompts, (B, P), and the noise of each step, (B, max_new_tokens)."""
     if isinstance(prompts, str):
         raise UsageError("prompts is one string: pass a list of strings, one for each response")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -105,22 +130,12 @@ def generate(policy, tokenizer, prompts: list[str], max_new_tokens: int, tempera
     check_context(max(map(len, encoded)), max_new_tokens, context)
     ids, mask = (x.to(device) for x in pad(encoded, tokenizer.pad_token_id, "left"))
     uniforms = _noise(seed, indices if indices is not None else range(len(prompts)), max_new_tokens).to(device)
-    responses = torch.zeros((len(prompts), max_new_tokens), dtype=torch.long, device=device)
-    response_mask = torch.zeros_like(responses, dtype=torch.bool)
-    if mine := list(processes.share(range(len(prompts)))):
-        some = [prompts[i] for i in mine]
-        responses[mine], response_mask[mine] = _respond(policy, tokenizer, some, ids[mine], mask[mine], uniforms[mine],
-                                                        temperature)  # fmt: skip
-    responses, response_mask = processes.summed(responses), processes.summed(response_mask.long()).bool()
-    longest = response_mask.any(0).sum()
-    responses, response_mask = responses[:, :longest], response_mask[:, :longest]  # (B, T)
-    texts = [t.strip() for t in tokenizer.batch_decode(responses, skip_special_tokens=True)]
-    return Rollout(torch.cat([ids, responses], 1), torch.cat([mask, response_mask.long()], 1), ids.shape[1],
-                   response_mask, texts, tokenizer.eos_token_id)  # fmt: skip
+    return ids, mask, uniforms
 
 
-def _respond(policy, tokenizer, prompts: list[str], ids, mask, uniforms, temperature: float):
-    """The sampling loop: tokens, PAD after the end, and which of them count, each (B, max_new_tokens) like `uniforms`."""
+@torch.no_grad()
+def _respond(policy, tokenizer, prompts, ids, mask, uniforms, temperature):
+    """The sampling loop: yields after each step tokens, PAD after the end, and which of them count, like `uniforms`."""
     device, max_new_tokens = ids.device, uniforms.shape[1]
     first = [i for i in range(len(prompts)) if i == 0 or prompts[i] != prompts[i - 1]]
     starts = set(first)
@@ -140,6 +155,7 @@ def _respond(policy, tokenizer, prompts: list[str], ids, mask, uniforms, tempera
         responses[rows, step], response_mask[rows, step] = token, alive
         attention = torch.cat([attention, alive[:, None].long()], 1)
         alive = alive & (token != tokenizer.eos_token_id)
+        yield responses, response_mask
         if step + 1 == max_new_tokens or not alive.any():
             break
         if alive.float().mean() < 0.75:
@@ -149,7 +165,15 @@ def _respond(policy, tokenizer, prompts: list[str], ids, mask, uniforms, tempera
             alive = alive[alive]
         logits = policy(input_ids=token[:, None], attention_mask=attention, position_ids=position_ids(attention)[:, -1:],
                         past_key_values=cache, use_cache=True).logits[:, -1]  # fmt: skip
-    return responses, response_mask
+
+
+def _rollout(tokenizer, ids, mask, responses, response_mask) -> Rollout:
+    """The responses so far, cut to the longest, joined to their prompts."""
+    longest = int(response_mask.any(0).sum())
+    responses, response_mask = responses[:, :longest], response_mask[:, :longest]  # (B, T)
+    texts = [t.strip() for t in tokenizer.batch_decode(responses, skip_special_tokens=True)]
+    return Rollout(torch.cat([ids, responses], 1), torch.cat([mask, response_mask.long()], 1), ids.shape[1],
+                   response_mask, texts, tokenizer.eos_token_id)  # fmt: skip
 
 
 class RoomyLayer(DynamicLayer):

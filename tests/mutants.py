@@ -19,6 +19,98 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # (what is broken, file, original, patched, tests that must notice)
 MUTANTS = [
+    # the demo
+    (
+        "a stream draws other noise than generate",
+        "rollout.py",
+        "temperature, seed, None, max_prompt_tokens)\n    for responses",
+        "temperature, None, None, max_prompt_tokens)\n    for responses",
+        "test_rollout.py::test_a_stream_ends_with_what_generate_returns_and_grows_by_one_token",
+    ),
+    (
+        "the demo shows what a model writes as HTML",
+        "demo.py",
+        'text = html.escape(texts.get(stage, ""))',
+        'text = texts.get(stage, "")',
+        "test_demo.py::test_markup_is_shown_as_text_wherever_it_comes_from",
+    ),
+    (
+        "the demo shows the judge's items as HTML",
+        "demo.py",
+        "<td>{html.escape(item)}</td>",
+        "<td>{item}</td>",
+        "test_demo.py::test_markup_is_shown_as_text_wherever_it_comes_from",
+    ),
+    (
+        "the demo's token view shows tokens as HTML",
+        "demo.py",
+        "{html.escape(text.strip() or repr(text))}",
+        "{text.strip() or repr(text)}",
+        "test_demo.py::test_markup_is_shown_as_text_wherever_it_comes_from",
+    ),
+    (
+        "the demo's KL has the wrong sign",
+        "demo.py",
+        '"kl": logprob - ref_logprob',
+        '"kl": ref_logprob - logprob',
+        "test_demo.py::test_the_lens_equals_unpadded_forwards_and_the_reward_model_on_each_beginning",
+    ),
+    (
+        "the demo's values are read one token late",
+        "demo.py",
+        "[0, rollout.prompt_length - 1 : -1]",
+        "[0, rollout.prompt_length :]",
+        "test_demo.py::test_the_lens_equals_unpadded_forwards_and_the_reward_model_on_each_beginning",
+    ),
+    (
+        "the demo's token view ignores PPO's temperature",
+        "demo.py",
+        "temperature = rollout.input_ids, rollout.attention_mask, cast.recipe.ppo.temperature",
+        "temperature = rollout.input_ids, rollout.attention_mask, 1.0",
+        "test_demo.py::test_the_lens_uses_the_temperature_of_training",
+    ),
+    (
+        "the demo judges a post that was changed",
+        "demo.py",
+        "post = cast.posts.get(prompt.removesuffix(CUE))",
+        "post = next(iter(cast.posts.values()))",
+        "test_demo.py::test_the_judge_is_silent_about_a_post_that_was_changed",
+    ),
+    (
+        "the demo scores an answer that was cut off as if it had ended",
+        "demo.py",
+        "list(texts.values()), list(finished.values())",
+        "list(texts.values()), [True] * len(finished)",
+        "test_demo.py::test_a_request_shows_the_texts_their_scores_and_the_judges_items",
+    ),
+    (
+        "the demo reads a post of any length",
+        "demo.py",
+        "    if tokens > limit:",
+        "    if False:",
+        "test_demo.py::test_ten_thousand_characters_are_refused_with_the_length_that_fits",
+    ),
+    (
+        "the demo is open to the network",
+        "__main__.py",
+        'args.host or "127.0.0.1"',
+        'args.host or "0.0.0.0"',
+        "test_demo.py::test_the_command_is_loopback_unless_told_otherwise",
+    ),
+    (
+        "a Space takes the place of a folder that holds something",
+        "demo.py",
+        "if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):",
+        "if False:",
+        "test_demo.py::test_a_space_never_replaces_a_folder_and_needs_its_models",
+    ),
+    (
+        "a Space carries the settings of the machine that trained",
+        "demo.py",
+        'ignore_patterns("adapter", "settings.json")',
+        'ignore_patterns("nothing")',
+        "test_demo.py::test_a_space_tells_nothing_of_the_machine_that_wrote_it",
+    ),
     # micro-batches
     (
         "micro-batches are cut to their shortest response",

@@ -259,18 +259,11 @@ def test_a_dry_run_writes_the_folders_says_so_and_asks_nobody(capsys, trained, h
     assert "--repo does nothing for sft" in capsys.readouterr().err
 
 
-def test_a_space_is_written_by_the_demo_where_there_is_one(recipe, trained, hub, monkeypatch):
-    import sys
-    import types
-
-    def write_space(folder, recipe, repo):
-        (folder / "app.py").write_text(f"# {repo}\n")
-
-    monkeypatch.setitem(sys.modules, "rlhf_lib.demo", types.SimpleNamespace(write_space=write_space))
+def test_a_space_shows_what_is_pushed_and_holds_copies_of_the_rest(recipe, trained, hub):
     publish.push(recipe, trained, "someone/x", ["ppo"], space="someone/demo")
     created = json.loads([body for path, body, _ in hub if path == "/api/repos/create"][-1])
     assert created["type"] == "space" and created["sdk"] == "gradio"
-    assert committed(hub[-1][1]) == {"app.py": b"# someone/x\n"}
-    monkeypatch.setitem(sys.modules, "rlhf_lib.demo", None)
-    with pytest.raises(UsageError, match="--space needs the demo"):
-        publish.push(recipe, trained, "someone/x", ["ppo"], space="someone/demo", dry_run=True)
+    files = committed(hub[-1][1])
+    assert b"someone/x-ppo" in files["app.py"] and b"models/sft" in files["app.py"]
+    assert not any(name.startswith("models/ppo") for name in files)
+    assert {"README.md", "requirements.txt", "models/sft/config.json", "models/reward/config.json"} <= set(files)

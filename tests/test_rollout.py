@@ -336,3 +336,32 @@ def test_nothing_to_generate_is_a_usage_error(policy, tokenizer, prompts, new_to
     with pytest.raises(UsageError) as error:
         generate(policy, tokenizer, prompts, new_tokens, seed=0)
     assert one_sentence(error)
+
+
+# --------------------------------------------------------------------------------------------------- streaming
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_a_stream_ends_with_what_generate_returns_and_grows_by_one_token(brief, policy, tokenizer, temperature):
+    model = brief if temperature else policy  # the most probable token of the brief one is always EOS
+    whole = generate(model, tokenizer, PROMPTS, 20, temperature, seed=(3, 1))
+    parts = list(rollout.generate_stream(model, tokenizer, PROMPTS, 20, temperature, seed=(3, 1)))
+    assert parts[-1].texts == whole.texts and any(whole.texts)
+    for name in ("input_ids", "attention_mask", "response_mask", "finished"):
+        assert torch.equal(getattr(parts[-1], name), getattr(whole, name)), name
+    assert len(parts) == whole.response_mask.shape[1] > 5
+    for length, part in enumerate(parts, 1):
+        end = whole.prompt_length + length
+        assert torch.equal(part.input_ids, whole.input_ids[:, :end])
+        assert torch.equal(part.attention_mask, whole.attention_mask[:, :end])
+        assert part.texts == [t.strip() for t in tokenizer.batch_decode(part.input_ids[:, whole.prompt_length :], True)]
+
+
+def test_a_stream_keeps_no_graph_and_leaves_the_callers_gradients_on(brief, tokenizer):
+    for part in rollout.generate_stream(brief, tokenizer, PROMPTS[:1], 3, seed=1):
+        assert torch.is_grad_enabled() and not part.input_ids.requires_grad
+
+
+def test_a_stream_refuses_what_generate_refuses(brief, tokenizer):
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        next(rollout.generate_stream(brief, tokenizer, PROMPTS, 0))
