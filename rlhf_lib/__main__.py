@@ -26,6 +26,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, help="default: the recipe's")
     p.add_argument("--seeds", type=int, nargs="+", help="results, clinic: the seeds to run")
     p.add_argument("--faults", nargs="+", metavar="NAME", help="clinic: only these, and again even if they are done")
+    p.add_argument(
+        "--data-dir", help="local copies of the recipe's data sets, as rlhf_lib/corpora.py says; default: the Hub"
+    )
+    p.add_argument("--limit", help="rows to read of each split of the recipe's data sets; default: all")
     p.add_argument("--output-dir", help="default: outputs/ beside the library")
     p.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
     p.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
@@ -74,7 +78,9 @@ def _run(args) -> int:
                 f"--{flag} does nothing for {args.stage}: leave it out, it belongs to {', '.join(readers)}"
             )
     make = clinic_recipe if args.stage == "clinic" else get_recipe
-    recipe = make(args.recipe, args.scale, args.seed, overrides(args.set))
+    files = {"data.dir": args.data_dir, "data.limit": args.limit}
+    settings = overrides(args.set) | {key: value for key, value in files.items() if value is not None}
+    recipe = make(args.recipe, args.scale, args.seed, settings)
     if args.dry_run:
         print(json.dumps(recipe.resolved(), indent=1))
         return 0
