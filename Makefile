@@ -31,6 +31,7 @@ test: .venv/installed lint
 
 results: .venv/installed
 	$(BIN)/python -m rlhf_lib results --recipe tiny
+	$(BIN)/python -m rlhf_lib scaling --recipe tiny
 
 lint: .venv/installed
 	$(BIN)/ruff check .

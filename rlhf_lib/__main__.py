@@ -1,15 +1,16 @@
 """The course without a notebook: `python -m rlhf_lib STAGE --recipe NAME [--set ppo.kl_coef=0.1 ...]`."""
 
 import argparse
+import csv
 import json
 import sys
 
-from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe
+from rlhf_lib.recipes import RECIPES, clinic_recipe, get_recipe, scaling_recipe
 from rlhf_lib.runtime import ROOT, Paths, TrainingFailure, UsageError
 
-STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic")
+STAGES = ("sft", "reward", "ppo", "evaluate", "run", "results", "doctor", "clinic", "scaling")
 FLAGS = {  # the stages that read a flag
-    "seeds": ("results", "clinic"),
+    "seeds": ("results", "clinic", "scaling"),
     "faults": ("clinic",),
     "resume": ("sft", "reward", "ppo", "run", "results"),
     "tensorboard": ("sft", "reward", "ppo", "run"),
@@ -24,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="such as ppo.kl_coef=0.1")
     p.add_argument("--scale", default="full", help="full, or smoke for a run of seconds")
     p.add_argument("--seed", type=int, help="default: the recipe's")
-    p.add_argument("--seeds", type=int, nargs="+", help="results, clinic: the seeds to run")
+    p.add_argument("--seeds", type=int, nargs="+", help="results, clinic, scaling: the seeds to run")
     p.add_argument("--faults", nargs="+", metavar="NAME", help="clinic: only these, and again even if they are done")
     p.add_argument(
         "--data-dir", help="local copies of the recipe's data sets, as rlhf_lib/corpora.py says; default: the Hub"
@@ -77,7 +78,7 @@ def _run(args) -> int:
             raise UsageError(
                 f"--{flag} does nothing for {args.stage}: leave it out, it belongs to {', '.join(readers)}"
             )
-    make = clinic_recipe if args.stage == "clinic" else get_recipe
+    make = {"clinic": clinic_recipe, "scaling": scaling_recipe}.get(args.stage, get_recipe)
     files = {"data.dir": args.data_dir, "data.limit": args.limit}
     settings = overrides(args.set) | {key: value for key, value in files.items() if value is not None}
     recipe = make(args.recipe, args.scale, args.seed, settings)
@@ -115,13 +116,22 @@ def _run(args) -> int:
         readme = ROOT / "README.md"
         default = recipe.scale == "full" and not (args.output_dir or args.set or args.seeds)
         if readme.exists() and default:
-            readme.write_text(reporting.readme_with_results(readme.read_text(), summary))
+            with open(paths.evaluation / f"seed_{summary['seeds'][0]}" / "samples.csv", newline="") as file:
+                samples = list(csv.DictReader(file))
+            text = reporting.readme_with(readme.read_text(), "results", reporting.results_table(summary))
+            readme.write_text(reporting.readme_with(text, "samples", reporting.samples_table(samples)))
     elif args.stage == "clinic":
         from rlhf_lib import clinic
 
         summary = clinic.run_clinic(recipe, paths, args.seeds, args.faults)
         print(reporting.clinic_table(summary))
         print(f"matrix and runs in {paths.evaluation / 'clinic.json'}")
+    elif args.stage == "scaling":
+        from rlhf_lib import scaling
+
+        study = scaling.run_scaling(recipe, paths, args.seeds)
+        print(reporting.scaling_table(scaling.summary(study["runs"])))
+        print(f"all runs in {paths.evaluation / 'scaling.json'}")
     else:
         report = (
             stages.run(recipe, paths, args.resume, args.tensorboard)

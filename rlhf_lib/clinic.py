@@ -37,7 +37,7 @@ from rlhf_lib.runtime import (
     mixed_precision,
     progress,
     set_seed,
-    write_atomic,
+    write_lines,
 )
 from rlhf_lib.tiny import gold_score
 
@@ -644,9 +644,9 @@ def run_clinic(recipe: Recipe, paths: Paths, seeds: list[int] | None = None, fau
     for case, seed in bar:
         bar.set_postfix_str(f"{case}, seed {seed}")
         runs[case, seed] = run_case(case, seed, recipe)
-        _write(file, _summary(settings, runs, seeds))
+        write_lines(file, _summary(settings, runs, seeds))
     summary = _summary(settings, runs, seeds)
-    _write(file, summary)
+    write_lines(file, summary)
     return summary
 
 
@@ -673,18 +673,6 @@ def _settings(recipe: Recipe) -> dict:
     settings["precision"] = mixed_precision() if recipe.precision == "auto" else recipe.precision
     weights = {stage: models.fingerprint(str(models.ASSETS / stage)) for stage in models.SHIPPED}
     return json.loads(json.dumps(settings | {"weights": weights}))
-
-
-def _write(file: Path, parts: dict) -> None:
-    """JSON with one line for each entry of each part, so that one more run is one more line."""
-
-    def text(part) -> str:
-        if isinstance(part, dict):
-            return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in part.items()) + "\n}"
-        return "[\n" + ",\n".join(map(json.dumps, part)) + "\n]"
-
-    whole = "{\n" + ",\n".join(f"{json.dumps(key)}: {text(part)}" for key, part in parts.items()) + "\n}\n"
-    write_atomic(file, lambda p: p.write_text(whole))
 
 
 # ----------------------------------------------------------------------------------------------------- blind cases

@@ -374,6 +374,19 @@ def clinic_recipe(name: str, scale: str = "full", seed: int | None = None, overr
     return get_recipe(name, scale, seed, short | (overrides or {}))
 
 
+SCALING_SMOKE = {  # what the scaling study changes further at smoke scale: it makes two dozen runs
+    "max_new_tokens": 10, "sft.examples": 32, "sft.validation_examples": 8, "sft.eval_every": 10, "reward.prompts": 4,
+    "reward.samples_per_prompt": 3, "reward.edited_prompts": 2, "reward.demonstration_prompts": 2,
+    "reward.validation_prompts": 4, "reward.eval_every": 10, "ppo.eval_every": 2, "ppo.eval_prompts": 4,
+    "ppo.exact_kl_every": 2, "ppo.minibatches": 2, "eval.prompts": 8,
+}  # fmt: skip
+
+
+def scaling_recipe(name: str, scale: str = "full", seed: int | None = None, overrides: dict | None = None) -> Recipe:
+    """`get_recipe`, at smoke scale with the settings of `SCALING_SMOKE` beneath `overrides`."""
+    return get_recipe(name, scale, seed, (SCALING_SMOKE if scale == "smoke" else {}) | (overrides or {}))
+
+
 def get_recipe(name: str, scale: str = "full", seed: int | None = None, overrides: dict | None = None) -> Recipe:
     """The recipe `name` at `scale` with `overrides` such as {"ppo.kl_coef": "0.1"} (text or values).
 

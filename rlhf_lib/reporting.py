@@ -2,6 +2,7 @@
 
 import csv
 import json
+from html import escape
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -360,6 +361,20 @@ def clinic_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def scaling_table(rows: list[dict]) -> str:
+    """Markdown of `scaling.summary`: means over the seeds where both models have the same size, and their difference."""
+    lines = ["| stage | quantity | small | medium | medium − small | told apart |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["contrast"] == "same size":
+            small, medium = (f"{sum(row[size]) / len(row['seeds']):.4g}" for size in ("small", "medium"))
+            interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] is not None else ""
+            apart = {True: "yes", False: "no", None: "one seed"}[row["distinguishable"]]
+            lines.append(
+                f"| {row['stage']} | {row['quantity']} | {small} | {medium} | {row['mean']:.3g}{interval} | {apart} |"
+            )
+    return "\n".join(lines)
+
+
 def results_table(summary: dict) -> str:
     """Markdown of `make results`: one row a quantity, its value on each seed, mean and 95 % interval over the seeds."""
     names = {
@@ -388,11 +403,27 @@ def results_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
-README_MARKS = ("<!-- results: made by `make results`, do not edit -->", "<!-- end of results -->")
+def samples_table(samples: list[dict], posts: int = 2) -> str:
+    """Markdown of the first `posts` rows of `samples.csv`, none of them picked: the post, and what each model made of it."""
+    blocks = []
+    for row in samples[:posts]:
+        quoted = "\n".join(f"> {line}".rstrip() for line in escape(row["prompt"], quote=False).split("\n"))
+        lines = [quoted, "", "| | gold | summary |", "|---|---|---|"]
+        for stage, name in NAMES.items():
+            text = " ".join(escape(row[stage], quote=False).replace("|", "&#124;").split())
+            lines.append(f"| {name} | {float(row[f'{stage}_gold']):.2f} | {text} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
-def readme_with_results(readme: str, summary: dict) -> str:
-    """The README with its results block made anew from `results.json`."""
-    before, rest = readme.split(README_MARKS[0])
-    after = rest.split(README_MARKS[1])[1]
-    return f"{before}{README_MARKS[0]}\n{results_table(summary)}\n{README_MARKS[1]}{after}"
+README_MARKS = {
+    "results": ("<!-- results: made by `make results`, do not edit -->", "<!-- end of results -->"),
+    "samples": ("<!-- samples: made by `make results`, do not edit -->", "<!-- end of samples -->"),
+}
+
+
+def readme_with(readme: str, block: str, text: str) -> str:
+    """The README with `text` between the marks of one block."""
+    start, end = README_MARKS[block]
+    before, rest = readme.split(start)
+    return f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}"

@@ -149,6 +149,18 @@ def write_json(path: Path, value) -> None:
     write_atomic(Path(path), lambda p: p.write_text(json.dumps(value, indent=1) + "\n"))
 
 
+def write_lines(file: Path, parts: dict) -> None:
+    """JSON with one line for each entry of each part, so that one more run is one more line."""
+
+    def text(part) -> str:
+        if isinstance(part, dict):
+            return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in part.items()) + "\n}"
+        return "[\n" + ",\n".join(map(json.dumps, part)) + "\n]"
+
+    whole = "{\n" + ",\n".join(f"{json.dumps(key)}: {text(part)}" for key, part in parts.items()) + "\n}\n"
+    write_atomic(file, lambda p: p.write_text(whole))
+
+
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Rows of plain values under the union of their keys, in order of first appearance."""
     keys = list(dict.fromkeys(key for row in rows for key in row))

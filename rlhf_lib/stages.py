@@ -92,10 +92,9 @@ def train_sft(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
 
 
 def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dict]]:
-    """Training and validation pairs: samples of the SFT policy and demonstrations, labelled by the noisy annotator.
+    """Training and validation pairs: those of a data set, or those of `sample_preferences`.
 
-    Kept in `checkpoints/preferences.json` and reused while the settings that made them are the same. A recipe with data
-    sets has its pairs ready.
+    The latter are kept in `checkpoints/preferences.json` and reused while the settings that made them are the same.
     """
     if recipe.data:
         tokenizer, config = models.load_tokenizer(recipe.policy), recipe.reward
@@ -112,9 +111,15 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
             return stored["train"], stored["validation"]
     tokenizer = models.load_tokenizer(recipe.policy)
     policy = models.load_policy(_announced(recipe, paths, "sft"), tokenizer)
+    train, validation = sample_preferences(recipe, policy, tokenizer)
+    write_json(file, {"settings": settings, "train": train, "validation": validation})
+    return train, validation
+
+
+def sample_preferences(recipe: Recipe, policy, tokenizer) -> tuple[list[dict], list[dict]]:
+    """Training and validation pairs: samples of the SFT policy and demonstrations, labelled by the noisy annotator."""
     config = recipe.reward
-    accelerator = make_accelerator(recipe.precision)
-    policy.to(accelerator.device)
+    policy.to(make_accelerator(recipe.precision).device)
 
     def compare(posts: list, summaries: list[list[str]], seed: str) -> list[dict]:
         """All pairs of distinct summaries of each post, labelled."""
@@ -145,7 +150,6 @@ def preference_pairs(recipe: Recipe, paths: Paths) -> tuple[list[dict], list[dic
     posts = data.training_posts("demonstrations", config.demonstration_prompts, recipe.seed)
     train += compare(posts, [[demonstration(post, recipe.seed), demonstration(post, recipe.seed + 1)] for post in posts],
                      f"{recipe.seed}-demonstrations")  # fmt: skip
-    write_json(file, {"settings": settings, "train": train, "validation": validation})
     return train, validation
 
 
@@ -268,32 +272,39 @@ def train_ppo(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: b
         lora.adapt(model, recipe.lora, recipe.ppo.method)
     ref_policy = lora.AdapterOff(policy) if lora.has_adapter(policy) else models.load_policy(sft_folder, tokenizer)
     prompts = ppo_prompts(recipe, tokenizer, recipe.ppo.prompts)
-    validation, _, posts = held_out(recipe, tokenizer, "validation", recipe.ppo.eval_prompts)
     settings = models.stage_settings(recipe, paths, "ppo")
     if not (resume and (paths.checkpoints / "ppo_state.pt").exists()):
         (report or run_doctor(recipe, policy, ref_policy, tokenizer)).raise_if_sick()
 
-    def on_validation(policy) -> dict:
-        cut = recipe.max_prompt_tokens
-        texts, finished, _ = sample_texts(policy, tokenizer, validation, recipe.max_new_tokens, recipe.eval.temperature,
-                                          seed=(recipe.seed, NOISE + 3), max_prompt_tokens=cut)  # fmt: skip
-        scores = models.score_responses(reward_model, reward_tokenizer, validation, texts, finished, cut)
-        gold = {"eval/gold": float(np.mean(gold_scores(posts, texts)))} if posts else {}
-        return gold | {"eval/scores": scores.mean().item()}
-
     rows = ppo.train_ppo(with_rate(recipe, "ppo"), policy, ref_policy, reward_model, value_model, tokenizer,
-                         reward_tokenizer, prompts, paths.checkpoints, accelerator, settings, resume, on_validation, tensorboard)  # fmt: skip
+                         reward_tokenizer, prompts, paths.checkpoints, accelerator, settings, resume,
+                         on_validation(recipe, tokenizer, reward_model, reward_tokenizer), tensorboard)  # fmt: skip
     finish(recipe, paths, "ppo", policy, tokenizer, settings, rows)
     return policy, tokenizer, rows
 
 
-def run_doctor(recipe: Recipe, policy, ref_policy, tokenizer) -> doctor.Report:
+def on_validation(recipe: Recipe, tokenizer, reward_model, reward_tokenizer):
+    """What `ppo.train_ppo` calls now and then: policy -> mean scores on validation prompts, by gold where it is known."""
+    prompts, _, posts = held_out(recipe, tokenizer, "validation", recipe.ppo.eval_prompts)
+    cut = recipe.max_prompt_tokens
+
+    def evaluate(policy) -> dict:
+        texts, finished, _ = sample_texts(policy, tokenizer, prompts, recipe.max_new_tokens, recipe.eval.temperature,
+                                          seed=(recipe.seed, NOISE + 3), max_prompt_tokens=cut)  # fmt: skip
+        scores = models.score_responses(reward_model, reward_tokenizer, prompts, texts, finished, cut)
+        gold = {"eval/gold": float(np.mean(gold_scores(posts, texts)))} if posts else {}
+        return gold | {"eval/scores": scores.mean().item()}
+
+    return evaluate
+
+
+def run_doctor(recipe: Recipe, policy, ref_policy, tokenizer, responses: int = doctor.RESPONSES) -> doctor.Report:
     """The doctor on this recipe's prompts and demonstrations."""
     prompts = ppo_prompts(recipe, tokenizer, min(512, recipe.ppo.prompts))
     examples = demonstrations(recipe, tokenizer, "train", min(64, recipe.sft.examples))
     for model in (policy, ref_policy):
         model.to(make_accelerator(recipe.precision).device)
-    return doctor.examine(recipe, policy, ref_policy, tokenizer, prompts, examples)
+    return doctor.examine(recipe, policy, ref_policy, tokenizer, prompts, examples, responses)
 
 
 def with_rate(recipe: Recipe, stage: str) -> Recipe:
@@ -388,15 +399,20 @@ def gold_summary(posts: list, gold: np.ndarray, n_boot: int) -> dict:
 
 
 def sequence_kl(recipe: Recipe, paths: Paths, prompts: list[str]) -> dict:
-    """KL(PPO || SFT) on held-out prompts, nats a sequence: sampled (k1) and exact, at the temperature of the evaluation."""
+    """`policy_kl` of the run's PPO policy and its SFT policy."""
     tokenizer = models.load_tokenizer(recipe.policy)
     device = make_accelerator(recipe.precision).device
     policy, ref = (models.load_policy(models.find_checkpoint(recipe, paths, s)[0], tokenizer).to(device)
                    for s in ("ppo", "sft"))  # fmt: skip
+    return policy_kl(recipe, policy, ref, tokenizer, prompts)
+
+
+def policy_kl(recipe: Recipe, policy, ref_policy, tokenizer, prompts: list[str]) -> dict:
+    """KL(policy || ref_policy), nats a sequence: sampled (k1) and exact, at the temperature of the evaluation."""
     temperature = recipe.eval.temperature or 1.0  # a greedy policy has no KL
     batch = generate(policy, tokenizer, prompts, recipe.max_new_tokens, temperature, seed=(recipe.seed, NOISE),
                      max_prompt_tokens=recipe.max_prompt_tokens)  # fmt: skip
-    return ppo.exact_kl_check(batch, policy, ref, temperature)
+    return ppo.exact_kl_check(batch, policy, ref_policy, temperature)
 
 
 def run(recipe: Recipe, paths: Paths, resume: bool = False, tensorboard: bool = False) -> dict:

@@ -897,6 +897,63 @@ MUTANTS = [
         "(elsewhere | (last < 0))",
         "test_doctor.py::test_e_sees_each_kind_of_wrong_mask",
     ),
+    # the glossary
+    (
+        "the doctor's causes of too much and too little surprise change places",
+        "doctor.py",
+        "explain(key, measured))",
+        "explain(key, -measured))",
+        "test_doctor.py::test_c_alone_sees_what_sampling_does_and_scoring_does_not",
+    ),
+    (
+        "the doctor keeps the causes to itself",
+        "doctor.py",
+        'f"{self.meaning}; likely causes: {self.causes}"',
+        "self.meaning",
+        "test_doctor.py::test_b_alone_sees_positions_that_count_padding",
+    ),
+    (
+        "a cause is looked for on the other side",
+        "glossary.py",
+        "metric.below if value < metric.healthy[0]",
+        "metric.above if value < metric.healthy[0]",
+        "test_glossary.py::test_explain_gives_the_causes_of_the_side_that_was_left",
+    ),
+    (
+        "the causes of a KL below and above its range change places",
+        "glossary.py",
+        "(-10, 200), KL_BELOW, KL_ABOVE,",
+        "(-10, 200), KL_ABOVE, KL_BELOW,",
+        "test_glossary.py::test_a_fault_is_named_by_what_it_drives_out_of_range",
+    ),
+    (
+        "pads are no longer the first suspect of a low ratio",
+        "glossary.py",
+        "below=(PADS, FAST), above",
+        "below=(FAST, PADS), above",
+        "test_glossary.py::test_the_first_cause_is_one_that_was_measured",
+    ),
+    (
+        "the glossary's k3 has the ratio upside down",
+        "glossary.py",
+        "(exp(-d) - 1 + d)",
+        "(exp(d) - 1 - d)",
+        "test_glossary.py::test_the_formulas_of_a_rollout_are_what_the_summary_logs",
+    ),
+    (
+        "the glossary's clip fraction counts what the clip spares",
+        "glossary.py",
+        "1 + cliprange) > -A * ratio]",
+        "1 + cliprange) < -A * ratio]",
+        "test_glossary.py::test_the_formulas_of_a_step_are_what_the_losses_log",
+    ),
+    (
+        "the glossary's explained variance is that of the values",
+        "glossary.py",
+        "1 - var_mask(R - V_old) / var_mask(R)",
+        "1 - var_mask(R - V_old) / var_mask(V_old)",
+        "test_glossary.py::test_the_formulas_of_a_rollout_are_what_the_summary_logs",
+    ),
     # behaviour under trouble
     (
         "a failed save destroys the old folder",
@@ -1230,6 +1287,7 @@ def run(mutant) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "rlhf_lib", Path(folder) / "rlhf_lib", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(ROOT / "tests", Path(folder) / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "outputs/evaluation", Path(folder) / "outputs/evaluation")
         target = Path(folder) / "rlhf_lib" / file
         source = target.read_text()
         if source.count(original) != 1:

@@ -29,6 +29,15 @@ def failed(report: Report) -> set[str]:
     return {check.name for check in report.checks if not check.passed}
 
 
+def told(report: Report, name: str) -> str:
+    """The likely causes that table and error name for a failed check, "" for one that passed."""
+    causes = next(line for line in str(report).splitlines() if line.startswith(name)).partition("likely causes: ")[2]
+    with pytest.raises(TrainingFailure) as error:
+        report.raise_if_sick()
+    assert not causes or f"; likely causes: {causes})" in str(error.value)
+    return causes
+
+
 @pytest.fixture
 def brief(tokenizer):
     return brief_policy(tokenizer)
@@ -41,7 +50,7 @@ def brief(tokenizer):
 def test_a_sound_set_up_passes_every_check(tokenizer, seed):
     report = examine(random_policy(tokenizer, seed=seed), tokenizer)
     assert {check.name for check in report.checks} == ALL
-    assert report.healthy and failed(report) == set()
+    assert report.healthy and failed(report) == set() and "likely causes" not in str(report)
     report.raise_if_sick()
 
 
@@ -83,12 +92,20 @@ def test_surprise_less_entropy_has_the_z_of_its_closed_form(brief, tokenizer):
 
 def test_a_and_f_see_dropout(tokenizer):
     policy = random_policy(tokenizer, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1).train()
-    found = failed(examine(policy, tokenizer))
+    report = examine(policy, tokenizer)
+    found = failed(report)
     assert {"f two passes differ by", "a ratio - 1 at step 0", "a approxkl at step 0", "a KL at step 0"} <= found
+    assert told(report, "f two passes differ by").startswith("dropout left on: call model.eval()")
+    assert all(
+        told(report, name).startswith("dropout left on, if check f fails too") for name in found if name[0] == "a"
+    )
 
 
 def test_a_sees_a_policy_that_is_not_its_reference(policy, ref_policy, tokenizer):
-    assert failed(examine(policy, tokenizer, ref_policy)) == {"a KL at step 0"}
+    report = examine(policy, tokenizer, ref_policy)
+    assert failed(report) == {"a KL at step 0"}
+    assert "a reference that is not the policy's start" in told(report, "a KL at step 0")
+    assert told(report, "a ratio - 1 at step 0") == told(report, "d reward probe") == ""
 
 
 def test_a_sees_an_update_scored_at_another_temperature(policy, tokenizer, monkeypatch):
@@ -98,14 +115,17 @@ def test_a_sees_an_update_scored_at_another_temperature(policy, tokenizer, monke
         "token_logprobs",
         lambda model, ids, mask, temperature, last: token_logprobs(model, ids, mask, 1.5, last),
     )
-    found = failed(examine(policy, tokenizer))
-    assert {"a ratio - 1 at step 0", "a approxkl at step 0", "a clipfrac at step 0"} <= found
+    report = examine(policy, tokenizer)
+    for name in ("a ratio - 1 at step 0", "a approxkl at step 0", "a clipfrac at step 0"):
+        assert "another temperature in one of the two passes that score" in told(report, name)
 
 
 def test_b_alone_sees_positions_that_count_padding(policy, tokenizer, monkeypatch):
     """Sampling and scoring agree on the wrong positions, so nothing else can see it."""
     monkeypatch.setattr(rollout, "position_ids", lambda mask: torch.arange(mask.shape[1]).expand_as(mask))
-    assert failed(examine(policy, tokenizer)) == {"b padded - unpadded"}
+    report = examine(policy, tokenizer)
+    assert failed(report) == {"b padded - unpadded"}
+    assert told(report, "b padded - unpadded").startswith("positions that do not follow the mask")
 
 
 def test_b_sees_padding_that_is_attended(policy, tokenizer, monkeypatch):
@@ -113,7 +133,7 @@ def test_b_sees_padding_that_is_attended(policy, tokenizer, monkeypatch):
     monkeypatch.setattr(
         rollout, "_logits", lambda model, ids, mask, keep: logits(model, ids, torch.ones_like(mask), keep)
     )
-    assert "b padded - unpadded" in failed(examine(policy, tokenizer))
+    assert "an attention mask that lets padding in" in told(examine(policy, tokenizer), "b padded - unpadded")
 
 
 def nucleus(logits, top_p):
@@ -128,17 +148,19 @@ def top(logits, k):
 
 
 @pytest.mark.parametrize(
-    "change, sign",
-    [(lambda x: x / 0.7, -1), (lambda x: x / 1.4, 1), (lambda x: nucleus(x, 0.8), -1), (lambda x: top(x, 5), -1)],
+    "change, sign, cause",
+    [(lambda x: x / 0.7, -1, "lower temperature than scored"), (lambda x: x / 1.4, 1, "higher temperature than scored"),
+     (lambda x: nucleus(x, 0.8), -1, "top_p below 1"), (lambda x: top(x, 5), -1, "a small top_k")],
     ids=["temperature .7", "temperature 1.4", "top_p .8", "top_k 5"],
-)
-def test_c_alone_sees_what_sampling_does_and_scoring_does_not(policy, tokenizer, monkeypatch, change, sign):
+)  # fmt: skip
+def test_c_alone_sees_what_sampling_does_and_scoring_does_not(policy, tokenizer, monkeypatch, change, sign, cause):
     sample = rollout._sample
     monkeypatch.setattr(rollout, "_sample", lambda logits, *args: sample(change(logits), *args))
     report = examine(policy, tokenizer)
     assert failed(report) == {"c surprise - entropy, z"}
     z = next(check.measured for check in report.checks if check.name.startswith("c"))
     assert z * sign > 3  # sharper sampling surprises too little, flatter too much
+    assert f"sampled {'at a' if 'temperature' in cause else 'with'} {cause}" in told(report, "c surprise - entropy, z")
 
 
 def test_c_alone_sees_min_new_tokens(tokenizer, monkeypatch):
@@ -152,7 +174,9 @@ def test_c_alone_sees_min_new_tokens(tokenizer, monkeypatch):
         return sample(logits, *args)
 
     monkeypatch.setattr(rollout, "_sample", without_eos)
-    assert failed(examine(brief_policy(tokenizer), tokenizer)) == {"c surprise - entropy, z"}
+    report = examine(brief_policy(tokenizer), tokenizer)
+    assert failed(report) == {"c surprise - entropy, z"}
+    assert "(min_new_tokens), if no other check fails" in told(report, "c surprise - entropy, z")
 
 
 def test_e_and_c_see_pads_that_count_as_actions(tokenizer, monkeypatch):
@@ -166,7 +190,9 @@ def test_e_and_c_see_pads_that_count_as_actions(tokenizer, monkeypatch):
         return batch
 
     monkeypatch.setattr(rollout, "generate", counts_everything)
-    assert {"e masks end at EOS", "c surprise - entropy, z"} <= failed(examine(policy, tokenizer, max_new_tokens=40))
+    report = examine(policy, tokenizer, max_new_tokens=40)
+    assert told(report, "e masks end at EOS").startswith("pads counted as actions, if check c fails too")
+    assert told(report, "c surprise - entropy, z").startswith("pads counted as actions, if check e fails too")
 
 
 @pytest.mark.parametrize(
@@ -195,39 +221,55 @@ def test_e_sees_each_kind_of_wrong_mask(response, mask, passed):
     counted = torch.tensor([mask, [True, False, False, False]])
     check = doctor._masks([rollout.Rollout(ids, torch.ones(2, 6), 2, counted, ["", ""], 0)], 0)
     assert check.passed == passed and check.measured == (0 if passed else 0.5)
+    assert passed or {
+        "pads counted as actions, if check c fails too",
+        "EOS left out of the mask, if check c passes",
+    } <= {*told(Report([check]), "e masks").split("; ")}
 
 
 def test_d_sees_a_flipped_sign(policy, tokenizer, monkeypatch):
     rewards = ppo.token_rewards
     monkeypatch.setattr(ppo, "token_rewards", lambda s, p, q, m, beta, kind: rewards(s, p, q, m, -beta, kind))
-    assert failed(examine(policy, tokenizer)) == {"d reward probe"}
+    report = examine(policy, tokenizer)
+    assert failed(report) == {"d reward probe"}
+    assert "the sign of the KL term flipped, if measured is 2 kl_coef" in told(report, "d reward probe")
 
 
 def test_d_sees_a_score_paid_at_every_token(policy, tokenizer, monkeypatch):
     rewards = ppo.token_rewards
     monkeypatch.setattr(ppo, "token_rewards", lambda s, *rest: rewards(0 * s, *rest) + s[:, None])
-    assert failed(examine(policy, tokenizer)) == {"d reward probe"}
+    report = examine(policy, tokenizer)
+    assert failed(report) == {"d reward probe"}
+    assert "the score paid elsewhere than at the last token" in told(report, "d reward probe")
 
 
 @pytest.mark.parametrize("kind", ["k2", "k3"])
 def test_d_sees_another_estimator_in_the_reward(policy, tokenizer, kind):
-    assert failed(examine(policy, tokenizer, **{"ppo.kl_estimator": kind})) == {"d reward probe"}
+    report = examine(policy, tokenizer, **{"ppo.kl_estimator": kind})
+    assert failed(report) == {"d reward probe"}
+    assert "another estimator in the reward" in told(report, "d reward probe")
 
 
 def test_d_sees_a_kl_that_costs_nothing(policy, tokenizer):
-    assert failed(examine(policy, tokenizer, **{"ppo.kl_coef": 0.0})) == {"d beta > 0"}
+    report = examine(policy, tokenizer, **{"ppo.kl_coef": 0.0})
+    assert failed(report) == {"d beta > 0"} and "kl_coef is 0" in told(report, "d beta > 0")
 
 
 def test_d_sees_a_kl_that_is_rewarded():
-    assert failed(Report(doctor._reward_probe(PPOConfig(kl_coef=-0.05)))) == {"d beta > 0"}
+    report = Report(doctor._reward_probe(PPOConfig(kl_coef=-0.05)))
+    assert failed(report) == {"d beta > 0"} and "kl_coef is negative" in told(report, "d beta > 0")
 
 
-@pytest.mark.parametrize("end", [[], [0, 0], [0, 5]], ids=["no EOS", "EOS twice", "EOS before the end"])
-def test_e_sees_demonstrations_that_teach_another_ending(policy, tokenizer, monkeypatch, end):
+@pytest.mark.parametrize(
+    "end, cause",
+    [([], "no EOS appended"), ([0, 0], "EOS appended twice"), ([0, 5], "or not at the end")],
+    ids=["no EOS", "EOS twice", "EOS before the end"],
+)
+def test_e_sees_demonstrations_that_teach_another_ending(policy, tokenizer, monkeypatch, end, cause):
     encode = data.encode_completions
     monkeypatch.setattr(data, "encode_completions", lambda *args: [ids[:-1] + end for ids in encode(*args)])
     report = examine(policy, tokenizer)
-    assert failed(report) == {"e EOS among labels"}
+    assert failed(report) == {"e EOS among labels"} and cause in told(report, "e EOS among labels")
     assert next(c for c in report.checks if c.name == "e EOS among labels").measured == 1
 
 
@@ -240,7 +282,8 @@ def test_e_sees_a_pad_that_is_eos(policy, tokenizer, monkeypatch):
         return ids, mask, counted & (ids[:, -counted.shape[1] :] != 0)
 
     monkeypatch.setattr(data, "completion_batch", masks_by_id)
-    assert failed(examine(policy, tokenizer)) == {"e EOS among labels"}
+    report = examine(policy, tokenizer)
+    assert failed(report) == {"e EOS among labels"} and told(report, "e EOS among labels").startswith("PAD is EOS")
 
 
 # ------------------------------------------------------------------------------------------------------- report

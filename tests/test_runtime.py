@@ -9,8 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlhf_lib import glossary, runtime
-from rlhf_lib.glossary import GLOSSARY, alarms, stop_if_alarmed
+from rlhf_lib import runtime
 from rlhf_lib.runtime import MetricLog, Paths, TrainingFailure, TrainingState, UsageError, atomic_folder, recover_folder
 
 # --------------------------------------------------------------------------------------------- folders and files
@@ -254,44 +253,6 @@ def test_tensorboard_gets_every_metric(tmp_path):
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard" / "ppo")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("ppo/objective/kl")] == [(1, 2.0)]
-
-
-# ------------------------------------------------------------------------------------------------------- glossary
-
-
-def test_every_stop_range_contains_the_healthy_range_and_names_its_causes():
-    for key, metric in GLOSSARY.items():
-        assert metric.meaning and metric.healthy[0] < metric.healthy[1], key
-        assert metric.stop[0] <= metric.healthy[0] and metric.healthy[1] <= metric.stop[1], key
-        assert bool(metric.causes) == (metric.stop != (-math.inf, math.inf)), key
-
-
-def test_alarms_name_what_left_its_healthy_range():
-    assert alarms({"step": 3.0, "objective/kl": 5.0, "val/eos_rate": 1.0}) == []
-    found = alarms({"step": 3.0, "objective/kl": 50.0, "val/eos_rate": 0.2, "unknown": 1e9})
-    assert [text.split()[0] for text in found] == ["objective/kl", "val/eos_rate"]
-    assert "50 is outside -1 .. 30" in found[0]
-
-
-@pytest.mark.parametrize(
-    "key, value",
-    [("objective/kl", -345.0), ("objective/kl", 201.0), ("check/kl_z", 13.0), ("policy/approxkl", 6.0),
-     ("val/first_ratio", 0.4), ("objective/kl", math.nan)],
-)  # fmt: skip
-def test_training_stops_at_an_alarm_with_update_metric_range_and_causes(key, value):
-    with pytest.raises(TrainingFailure, match=f"update 7: {key} = .* left .*likely causes: .") as error:
-        stop_if_alarmed(7, {"lr": 0.1, key: value})
-    assert GLOSSARY[key].causes in str(error.value)
-
-
-def test_training_goes_on_inside_the_stop_range():
-    stop_if_alarmed(
-        7, {"step": 7, "objective/kl": 100.0, "val/eos_rate": 0.0, "check/kl_z": -11.0, "unknown": math.nan}
-    )
-
-
-def test_a_stop_needs_a_metric_of_the_glossary():
-    assert glossary.Metric("x", (0, 1)).stop == (-math.inf, math.inf)
 
 
 def test_without_a_checkout_outputs_go_to_the_working_directory(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_lib import doctor, models, reporting, stages
+from rlhf_lib.glossary import GLOSSARY
 from rlhf_lib.recipes import get_recipe
 from rlhf_lib.runtime import Paths, TrainingFailure, TrainingState, UsageError
 
@@ -58,6 +59,15 @@ def test_run_writes_checkpoints_metrics_and_a_report(finished):
         assert (paths.evaluation / f"{stage}_metrics.csv").exists()
         assert not (paths.checkpoints / f"{stage}_state.pt").exists()
     assert json.loads((paths.evaluation / "evaluation.json").read_text())["seconds"].keys() >= {"sft", "ppo"}
+
+
+def test_the_glossary_holds_what_the_loops_log_and_nothing_else(finished):
+    paths, _ = finished
+    logged = set()
+    for stage in STAGES:
+        with open(paths.evaluation / f"{stage}_metrics.csv") as file:
+            logged |= set(next(csv.reader(file)))
+    assert logged - {"step"} == {key for key in GLOSSARY if not key.startswith("doctor/")}
 
 
 def test_smoke_runs_write_only_under_smoke(finished):
@@ -370,8 +380,8 @@ def test_the_summary_over_seeds_is_the_mean_of_the_reports_with_students_interva
     assert (row["low"], row["high"]) == (pytest.approx(0.9 - half, abs=1e-4), pytest.approx(0.9 + half, abs=1e-4))
     table = reporting.results_table({"seeds": [11, 12, 13], "table": list(rows.values())})
     assert "| **gold score, PPO** | 0.800 | 0.900 | 1.000 | 0.900 [0.652, 1.148] |" in table
-    readme = f"before\n{reporting.README_MARKS[0]}\nstale row\n{reporting.README_MARKS[1]}\nafter"
-    renewed = reporting.readme_with_results(readme, {"seeds": [11, 12, 13], "table": list(rows.values())})
+    start, end = reporting.README_MARKS["results"]
+    renewed = reporting.readme_with(f"before\n{start}\nstale row\n{end}\nafter", "results", table)
     assert (
         renewed.startswith("before\n")
         and renewed.endswith("\nafter")
