@@ -37,6 +37,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, help="default: the recipe's")
     p.add_argument("--seeds", type=int, nargs="+", help="results, clinic, scaling: the seeds to run")
     p.add_argument("--faults", nargs="+", metavar="NAME", help="clinic: only these, and again even if they are done")
+    p.add_argument(
+        "--data-dir", help="local copies of the recipe's data sets, as rlhf_lib/corpora.py says; default: the Hub"
+    )
+    p.add_argument("--limit", help="rows to read of each split of the recipe's data sets; default: all")
     p.add_argument("--output-dir", help="default: outputs/ beside the library")
     p.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
     p.add_argument(
@@ -124,7 +128,9 @@ def _run(args) -> int:
             f"{args.stage} runs in one process: start it with plain `python -m rlhf_lib`, or launch one of {', '.join(SHARED)}"
         )
     make = {"clinic": clinic_recipe, "scaling": scaling_recipe}.get(args.stage, get_recipe)
-    recipe = make(args.recipe, args.scale, args.seed, overrides(args.set))
+    files = {"data.dir": args.data_dir, "data.limit": args.limit}
+    settings = overrides(args.set) | {key: value for key, value in files.items() if value is not None}
+    recipe = make(args.recipe, args.scale, args.seed, settings)
     if args.stage == "push":
         return _push(args, recipe)
     if args.dry_run:

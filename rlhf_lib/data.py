@@ -30,14 +30,25 @@ def demonstrations(posts: list[Post], seed: int) -> list[dict]:
 # ------------------------------------------------------------------------------------------------ tokenization
 
 
+def first_tokens(tokenizer) -> list[int]:
+    """[BOS] where the tokenizer itself begins a text with it, as Llama's does and as its model was pretrained, else []."""
+    first = tokenizer("")["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
 def encode_prompts(tokenizer, prompts: list[str], max_tokens: int) -> list[list[int]]:
-    """Token ids of each prompt; a long one loses its beginning, so that the cue at its end survives."""
+    """Token ids of each prompt; a long one loses its beginning, so that the cue at its end survives.
+
+    A BOS of the tokenizer's comes first, is never lost and counts among the `max_tokens`.
+    """
     if not prompts:
         raise UsageError("there are no prompts: the data set is empty, so check its path, split and limit")
+    first = first_tokens(tokenizer)
     encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     if empty := [i for i, ids in enumerate(encoded) if not ids]:
         raise UsageError(f"prompt {empty[0]} is empty: every prompt needs at least the cue")
-    return [ids[-max_tokens:] for ids in encoded]
+    room = max_tokens - len(first)
+    return [first + ids[max(0, len(ids) - room) :] for ids in encoded]
 
 
 def encode_completions(tokenizer, completions: list[str], finished: list[bool] | None = None) -> list[list[int]]:

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from rlhf_lib import processes
+from rlhf_lib import corpora, processes
 from rlhf_lib.data import (
     by_length,
     check_context,
@@ -54,26 +54,45 @@ def _open(auto_class, name: str, **settings):
     """`from_pretrained`, whose failures become one sentence."""
     try:
         return auto_class.from_pretrained(name, **settings)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "gated repo" in str(error) or "401 Client Error" in str(error):
+            raise UsageError(
+                f"cannot load {name!r} ({reason}): ask for access on https://huggingface.co/{name} and log in with `hf auth "
+                "login`, or give another model, such as a folder with a copy"
+            ) from error
         raise UsageError(
             f"cannot load {name!r} ({reason}): expected a Hugging Face folder or hub name, so check its spelling, its "
             "files and the network"
         ) from error
 
 
+UNUSED = ("<|padding|>", "<|finetune_right_pad_id|>")
+"""tokens that Pythia's and Llama 3's vocabularies hold for the purpose, and that their pretraining never used"""
+
+
 def load_tokenizer(name: str):
-    """Tokenizer that pads on the left with a PAD token that is not EOS. Raises UsageError if there is none."""
+    """Tokenizer that pads on the left with a PAD token that is not EOS.
+
+    Where there is none, as in GPT-2, Pythia and Llama, it is a token that the vocabulary has for it, else a new one.
+    Raises UsageError without an EOS.
+    """
     folder = ASSETS / "tokenizer" if str(name).startswith("tiny:") else name
     tokenizer = _open(AutoTokenizer, str(folder))
     tokenizer.padding_side = "left"
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            f"the tokenizer of {str(name)!r} has no EOS token, by which a response ends: choose a model that has one"
+        )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        known = [token for token in UNUSED if token in tokenizer.get_vocab()]
+        tokenizer.add_special_tokens({"pad_token": (known or ["<|pad|>"])[0]})
     return tokenizer
 
 
-def _attention() -> str:
-    return "sdpa" if torch.cuda.is_available() else "eager"  # eager trains faster on CPUs
+def _attention() -> str | None:
+    """eager trains faster on CPUs; None: what transformers takes, sdpa where the architecture has it."""
+    return None if torch.cuda.is_available() else "eager"
 
 
 def load_policy(name: str, tokenizer=None):
@@ -89,8 +108,13 @@ def load_policy(name: str, tokenizer=None):
 
 def _make_room(model, tokenizer) -> None:
     """Embeddings for every token, a PAD added by `load_tokenizer` among them."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if module is not None:  # the mean of the others, not a random row: every load gives the same model
+                with torch.no_grad():
+                    module.weight[known:] = module.weight[:known].mean(0)
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
@@ -148,6 +172,22 @@ def load_reward_model(name: str):
     return model.eval()
 
 
+def load_ready_made(name: str):
+    """A reward model trained elsewhere, or its copy in `checkpoints/reward`, and its own tokenizer."""
+    model = load_reward_model(name)
+    if not reads_at_eos(model):
+        return model, _open(AutoTokenizer, name)
+    tokenizer = load_tokenizer(name)
+    _make_room(model, tokenizer)
+    return model, tokenizer
+
+
+def reads_at_eos(reward_model) -> bool:
+    """Whether a reward model is causal, with the head `score` that reads the last token. Others (DeBERTa) read a whole
+    text; they are scored, never trained, and no critic can start from them."""
+    return hasattr(reward_model, "score")
+
+
 def reward_scores(reward_model, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Score of each sequence, read at its last real token, less `reward_mean`: (B,)."""
     logits = reward_model(
@@ -163,8 +203,11 @@ def score_responses(
 ) -> torch.Tensor:  # fmt: skip
     """Reward-model scores of texts, re-encoded with the reward model's own tokenizer: (B,), in order, always in fp32.
 
-    `finished[i]` False means that response i never reached EOS, and none is added.
+    `finished[i]` False means that response i never reached EOS, and none is added. A model that is not causal gets prompt
+    and response as a pair of texts, as OpenAssistant's reward models were trained.
     """
+    if not reads_at_eos(reward_model):
+        return _score_text_pairs(reward_model, tokenizer, prompts, responses, batch_size)
     encoded_responses = encode_completions(tokenizer, responses, finished)
     both = list(zip(encode_prompts(tokenizer, prompts, max_prompt_tokens), encoded_responses, strict=True))
     check_context(*max(((len(p), len(r)) for p, r in both), key=sum), context_length(reward_model))
@@ -176,6 +219,24 @@ def score_responses(
         with autocast(device, "no"):
             scores[rows] = reward_scores(reward_model, ids.to(device), mask.to(device)).cpu()
     return processes.summed(scores)
+
+
+def _score_text_pairs(reward_model, tokenizer, prompts: list[str], responses: list[str], batch_size: int):
+    """Scores of (prompt, response) pairs by a model that reads both at once: (B,). A long prompt loses its beginning."""
+    if not prompts:
+        raise UsageError("there are no prompts: the data set is empty, so check its path, split and limit")
+    encoding = dict(truncation="only_first", max_length=context_length(reward_model), padding_side="right")
+    tokenizer.truncation_side = "left"
+    device, scores = next(reward_model.parameters()).device, torch.zeros(len(prompts))
+    for rows in by_length(
+        processes.share(range(len(prompts))), batch_size, lambda i: len(prompts[i]) + len(responses[i])
+    ):
+        texts = [[each[i] for i in rows] for each in (prompts, responses)]
+        batch = tokenizer(*texts, padding=True, return_tensors="pt", **encoding).to(device)
+        with autocast(device, "no"):
+            logits = reward_model(**batch).logits  # (b, 1)
+        scores[rows] = logits[:, 0].float().cpu()
+    return processes.summed(scores) - getattr(reward_model.config, "reward_mean", 0.0)
 
 
 class ValueModel(nn.Module):
@@ -208,12 +269,16 @@ def value_model_from(model) -> ValueModel:
 # ------------------------------------------------------------------------------------------------- checkpoints
 
 
-INPUTS = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward")}  # the checkpoints that each stage starts from
+def inputs(recipe: Recipe, stage: str) -> tuple[str, ...]:
+    """The checkpoints that a stage starts from."""
+    if stage == "reward" and recipe.data and (recipe.reward_model or recipe.reward.init == "base"):
+        return ()  # ready pairs: the SFT policy writes none
+    return {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward")}[stage]
 
 
 def stage_settings(recipe: Recipe, paths: Paths, stage: str) -> dict:
-    """What a stage's result depends on: its settings and those before it, scale, seed, the embedded world that wrote its
-    data, and the weights it starts from."""
+    """What a stage's result depends on: its settings and those before it, scale, seed, its data or the embedded world that
+    wrote them, and the weights it starts from."""
     resolved = recipe.resolved()
     common = ["name", "policy", "max_prompt_tokens", "max_new_tokens", "freeze_embeddings", "scale", "seed"]
     settings = {key: resolved[key] for key in common}
@@ -224,9 +289,16 @@ def stage_settings(recipe: Recipe, paths: Paths, stage: str) -> dict:
         else:
             settings[each]["lora"] = resolved["lora"]
     settings["precision"] = mixed_precision() if recipe.precision == "auto" else recipe.precision
-    settings["world"] = _digest([ASSETS.parent / f"{name}.py" for name in ("phrases", "world", "judge", "annotator")])
+    if recipe.data:
+        settings["data"] = corpora.fingerprint(recipe.data)
+    else:
+        settings["world"] = _digest(
+            [ASSETS.parent / f"{name}.py" for name in ("phrases", "world", "judge", "annotator")]
+        )
     settings["base"] = fingerprint(recipe.policy)
-    for earlier in INPUTS[stage]:
+    if recipe.reward_model and stage != "sft":
+        settings["reward model"] = fingerprint(recipe.reward_model)
+    for earlier in inputs(recipe, stage):
         settings[f"{earlier} weights"] = fingerprint(find_checkpoint(recipe, paths, earlier)[0])
     return json.loads(json.dumps(settings))
 
@@ -284,7 +356,13 @@ def find_checkpoint(recipe: Recipe, paths: Paths, stage: str) -> tuple[str, str]
     if stored.exists() and _read_settings(stored) == stage_settings(recipe, paths, stage):
         return str(folder), f"your own {folder.name} checkpoint"
     shipped = ASSETS / stage
-    if recipe.policy == "tiny:small" and stage in SHIPPED and getattr(recipe, stage).method == "full":
+    own_reward = stage == "reward" and recipe.reward_model
+    if (
+        recipe.policy == "tiny:small"
+        and stage in SHIPPED
+        and getattr(recipe, stage).method == "full"
+        and not (recipe.data or own_reward)
+    ):
         why = "whose settings match" if stored.exists() else "yet"
         return str(shipped), f"the shipped {stage} snapshot (no {stage} checkpoint of your own {why})"
     why = "was made with other settings" if stored.exists() else "is missing"

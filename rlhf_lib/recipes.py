@@ -134,6 +134,30 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """Where a recipe's text comes from, for recipes other than those of the embedded world; see `rlhf_lib.corpora`."""
+
+    sft: str
+    """data set of demonstrations; its prompts are those of PPO and of the evaluation, and its template is that of every
+    stage"""
+    preferences: str = ""
+    """data set of preference pairs; none where the recipe has a ready-made `reward_model`"""
+    dir: str = ""
+    """folder with local copies (JSONL or Parquet); empty: the Hugging Face Hub"""
+    limit: int = 0
+    """rows to read of each split of each data set; 0 for all"""
+    validation_share: float = 0.02
+    """share of the prompts held out for validation where a data set has no such split of its own"""
+    test_share: float = 0.05
+    """the same for testing"""
+    min_score_ratio: float = 2.0
+    """SHP: pairs whose votes differ by less are left out (its authors' advice for reward models, huggingface.co/datasets/
+    stanfordnlp/SHP)"""
+    pairs_per_prompt: int = 5
+    """SHP: pairs kept of each post, so that a few famous posts do not rule (5 in the same advice)"""
+
+
+@dataclass(frozen=True)
 class Recipe:
     name: str
     policy: str
@@ -155,6 +179,10 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
     scale: str = "full"
     seed: int = 1
+    data: DataConfig | None = None
+    """None: the embedded world writes its own"""
+    reward_model: str = ""
+    """folder or hub name of a ready-made reward model, which is not trained; empty: train one"""
 
     def resolved(self) -> dict:
         """Every setting; those of `NEWER` only where they differ from their default."""
@@ -165,12 +193,164 @@ class Recipe:
         return settings
 
 
-NEWER = {"gradient_checkpointing": False}
+NEWER = {"gradient_checkpointing": False, "data": None, "reward_model": ""}
 """settings that came after results were stored, with the value that changes nothing: they must not disown those results"""
 
-RECIPES = {
-    "tiny": Recipe(name="tiny", policy="tiny:small"),
-}
+RECIPES = {"tiny": Recipe(name="tiny", policy="tiny:small")}
+
+# ------------------------------------------------------------------------------------- real models, real data
+# Sources, named in the comments: Huang = Huang et al. 2024 (arXiv 2403.17031) and its released code; Stiennon = Stiennon et
+# al. 2020 (arXiv 2009.01325), appendix B; InstructGPT = Ouyang et al. 2022 (arXiv 2203.02155), appendix C; Alpaca = the
+# training command of tatsu-lab/stanford_alpaca; Alpaca-LoRA = the defaults of tloen/alpaca-lora; SHP = the cards of
+# stanfordnlp/SHP and of SteamSHP. "here" marks what no source fixes, chosen by this project and not tuned on these models.
+# All differ from their source in these points: Adam's eps is 1e-8 in SFT and reward model (Huang: 1e-5), and a response
+# that never ends loses `missing_eos_penalty` (Huang sets its score to -1).
+
+HUANG_SFT = SFTConfig(
+    examples=116_722,  # Huang: the filtered TL;DR data, once
+    validation_examples=1000,  # here
+    batch_size=128,  # Huang, Stiennon
+    micro_batch_size=8,  # here; changes no result
+    lr=3e-6,  # Huang
+    warmup=0.0,  # Huang
+    eval_every=100, save_every=200,  # here
+)  # fmt: skip
+HUANG_REWARD = RewardConfig(
+    init="sft",  # Huang, Stiennon
+    prompts=92_858,  # Huang: all comparisons, once
+    validation_prompts=1000,  # here
+    batch_prompts=16,  # Huang: 64 comparisons; here all comparisons of a post stand in one batch (InstructGPT, 3.5)
+    micro_batch_prompts=2,  # here; changes no result
+    lr=3e-6,  # Huang
+    warmup=0.0,  # Huang
+    eval_every=100, save_every=200,  # here
+)  # fmt: skip
+HUANG_PPO = PPOConfig(
+    updates=1953,  # Huang: one million episodes
+    batch_size=512,  # Huang, Stiennon
+    prompts=116_722,  # Huang
+    epochs=4,  # Huang, Stiennon
+    minibatches=1,  # Huang
+    micro_batch_size=8,  # here; changes no result
+    lr=3e-6,  # Huang
+    warmup=0.0,  # Huang
+    critic_updates=0,  # Huang: the critic learns with the policy from the start
+    kl_coef=0.05,  # Huang, Stiennon
+    temperature=0.7,  # Huang
+    missing_eos_penalty=1.0,  # Huang, see above
+    whiten_rewards=False,  # Huang's released runs
+    exact_kl_every=50, eval_every=50, eval_prompts=256, save_every=25,  # here
+)  # fmt: skip
+TLDR_EVAL = EvalConfig(
+    prompts=1000,  # here
+    temperature=0.1,  # Huang: all but greedy, as 0.01 is there
+)
+TLDR_LENGTHS = dict(
+    max_prompt_tokens=512,  # Huang, Stiennon
+    max_new_tokens=53,  # Huang
+    freeze_embeddings=False,  # every source trains them
+)
+
+GPT2_SFT = SFTConfig(
+    examples=30_000, validation_examples=500,  # here
+    batch_size=128,  # Stiennon
+    micro_batch_size=8,  # here; changes no result
+    lr=5e-5,  # here: the default of transformers' Trainer, near the 6.4e-5 of Stiennon's smallest model
+    warmup=0.03,  # Alpaca
+    eval_every=50, save_every=100,  # here
+)  # fmt: skip
+GPT2_REWARD = RewardConfig(
+    init="sft",  # Stiennon
+    prompts=30_000, validation_prompts=500,  # here
+    batch_prompts=64,  # Stiennon, InstructGPT
+    micro_batch_prompts=4,  # here; changes no result
+    lr=1.5e-5,  # Stiennon, 1.3B
+    warmup=0.03,  # as in SFT
+    eval_every=50, save_every=100,  # here
+)  # fmt: skip
+GPT2_PPO = PPOConfig(
+    updates=200, prompts=30_000,  # here: 25,600 episodes; InstructGPT 256,000
+    batch_size=128,  # here: a quarter of Huang's, for one small GPU
+    epochs=4,  # Huang, Stiennon
+    minibatches=1,  # Huang
+    micro_batch_size=8,  # here; changes no result
+    lr=1.5e-5,  # Stiennon, 1.3B
+    warmup=0.05,  # here
+    critic_updates=5,  # here: see PPOConfig
+    kl_coef=0.05,  # Huang, Stiennon
+    temperature=1.0,  # Stiennon
+    exact_kl_every=20, eval_every=10, eval_prompts=128, save_every=10,  # here
+)  # fmt: skip
+GPT2_EVAL = EvalConfig(prompts=500)  # here
+ALPACA_LORA = LoRAConfig(
+    r=8, alpha=16.0, dropout=0.05,  # Alpaca-LoRA
+    lr_factor=6.0,  # 3e-4 in SFT, the rate of Alpaca-LoRA
+)  # fmt: skip
+
+
+def _with(config, **changes):
+    return dataclasses.replace(config, **changes)
+
+
+_SHP = Recipe(
+    name="shp-gpt2",
+    policy="openai-community/gpt2",
+    data=DataConfig(sft="stanfordnlp/SHP", preferences="stanfordnlp/SHP"),
+    max_prompt_tokens=384, max_new_tokens=128,  # here: GPT-2 has 1024 positions; longer answers are left out
+    freeze_embeddings=False,
+    sft=GPT2_SFT,
+    reward=_with(GPT2_REWARD, batch_prompts=16, micro_batch_prompts=2),  # up to 5 pairs a post: about 64 comparisons
+    ppo=GPT2_PPO,
+    eval=GPT2_EVAL,
+)  # fmt: skip
+_HUANG = Recipe(
+    name="tldr-pythia-1b",
+    policy="EleutherAI/pythia-1b-deduped",  # Huang
+    data=DataConfig(sft="vwxyzjn/summarize_from_feedback_tldr_3_filtered", preferences="trl-lib/tldr-preference"),
+    **TLDR_LENGTHS, sft=HUANG_SFT, reward=HUANG_REWARD, ppo=HUANG_PPO, eval=TLDR_EVAL,
+)  # fmt: skip
+
+REAL = (
+    Recipe(
+        name="instruct-gpt2",
+        policy="openai-community/gpt2",
+        data=DataConfig(sft="Dahoas/synthetic-instruct-gptj-pairwise", preferences="Dahoas/synthetic-instruct-gptj-pairwise"),
+        max_prompt_tokens=256, max_new_tokens=128, freeze_embeddings=False,  # here
+        lora=LoRAConfig(lr_factor=10.0),  # Schulman et al. 2025
+        sft=_with(GPT2_SFT, epochs=3),  # Alpaca, whose data are of the same kind
+        reward=_with(GPT2_REWARD, method="lora"),
+        ppo=GPT2_PPO,
+        eval=GPT2_EVAL,
+    ),
+    _SHP,
+    # equal data, equal settings but the rate: Stiennon and Huang lower it as models grow
+    _with(_SHP, name="shp-gpt2-medium", policy="openai-community/gpt2-medium", sft=_with(GPT2_SFT, lr=3e-5),
+          reward=_with(_SHP.reward, lr=1e-5), ppo=_with(GPT2_PPO, lr=1e-5)),
+    Recipe(
+        name="tldr-gpt2",
+        policy="openai-community/gpt2",
+        data=DataConfig(sft="trl-lib/tldr"),
+        reward_model="OpenAssistant/reward-model-deberta-v3-large-v2",
+        **TLDR_LENGTHS,
+        sft=_with(GPT2_SFT, examples=116_722),
+        ppo=_with(GPT2_PPO, prompts=116_722, temperature=0.7),  # temperature: Huang
+        eval=_with(TLDR_EVAL, prompts=500),
+    ),
+    Recipe(
+        name="alpaca-gpt2-lora",
+        policy="openai-community/gpt2",
+        data=DataConfig(sft="tatsu-lab/alpaca", preferences="Dahoas/rm-static"),
+        max_prompt_tokens=256, max_new_tokens=192, freeze_embeddings=False,  # here; Alpaca-LoRA: 256 in all
+        lora=ALPACA_LORA,
+        sft=_with(GPT2_SFT, method="lora", examples=52_002, epochs=3),  # Alpaca: all of it, three times, batches of 128
+        reward=_with(GPT2_REWARD, method="lora"),
+        ppo=_with(GPT2_PPO, method="lora"),
+        eval=GPT2_EVAL,
+    ),
+    _HUANG,
+    _with(_HUANG, name="tldr-llama-1b", policy="meta-llama/Llama-3.2-1B"),
+)  # fmt: skip
+RECIPES |= {recipe.name: recipe for recipe in REAL}
 
 SMOKE = {  # what `--scale smoke` changes: the same code on a handful of examples
     "sft.examples": 64, "sft.validation_examples": 32, "sft.batch_size": 16, "sft.eval_every": 2, "sft.save_every": 2,
@@ -179,6 +359,14 @@ SMOKE = {  # what `--scale smoke` changes: the same code on a handful of example
     "reward.eval_every": 2, "reward.save_every": 2,
     "ppo.updates": 2, "ppo.critic_updates": 0, "ppo.batch_size": 8, "ppo.prompts": 32, "ppo.micro_batch_size": 4,
     "ppo.eval_every": 1, "ppo.eval_prompts": 8, "ppo.exact_kl_every": 1, "ppo.save_every": 1, "eval.prompts": 16, "eval.n_boot": 100,
+}  # fmt: skip
+
+SMOKE_REAL = SMOKE | {  # long texts on a CPU: smaller still, and enough held out of a handful of rows
+    "sft.examples": 24, "sft.validation_examples": 8, "sft.batch_size": 8, "sft.micro_batch_size": 4, "sft.epochs": 1,
+    "reward.prompts": 16, "reward.validation_prompts": 8, "reward.batch_prompts": 4, "reward.micro_batch_prompts": 2,
+    "ppo.batch_size": 4, "ppo.micro_batch_size": 2, "ppo.prompts": 16, "ppo.epochs": 2, "ppo.eval_prompts": 4,
+    "eval.prompts": 6, "data.limit": 200, "data.validation_share": 0.2, "data.test_share": 0.2,
+    "max_prompt_tokens": 96, "max_new_tokens": 16,
 }  # fmt: skip
 
 
@@ -223,7 +411,10 @@ def get_recipe(name: str, scale: str = "full", seed: int | None = None, override
     for key in overrides or {}:
         if key in ("name", "scale"):
             raise UsageError(f"setting {key!r} cannot be overridden: choose it with --recipe or --scale")
-    for key, value in ((SMOKE if scale == "smoke" else {}) | (overrides or {})).items():
+        if recipe.data is None and key.split(".")[0] == "data":
+            raise UsageError(f"setting {key!r} does nothing for recipe {name}, which writes its own data: leave it out")
+    smoke = {} if scale == "full" else SMOKE_REAL if recipe.data else SMOKE
+    for key, value in (smoke | (overrides or {})).items():
         recipe = _replace(recipe, key, key.split("."), value)
     _check(recipe.resolved())
     return recipe
@@ -234,10 +425,10 @@ CHOICES = {"method": ("full", "lora", "qlora"), "kl_estimator": ("k1", "k2", "k3
 MAY_BE_ZERO = {
     "seed", "lora.dropout", "sft.warmup", "sft.weight_decay", "reward.warmup", "reward.weight_decay",
     "reward.edited_prompts", "reward.demonstration_prompts", "ppo.missing_eos_penalty", "ppo.kl_coef", "ppo.vf_coef", "ppo.gamma", "ppo.lam",
-    "ppo.warmup", "ppo.critic_updates", "eval.temperature",
+    "ppo.warmup", "ppo.critic_updates", "eval.temperature", "data.limit", "data.min_score_ratio",
 }  # fmt: skip
 AT_MOST = {"seed": 2**32 - 1, "lora.dropout": 0.9, "sft.warmup": 1, "reward.warmup": 1, "ppo.warmup": 1, "ppo.gamma": 1,
-           "ppo.lam": 1, "reward.samples_per_prompt": 10}  # fmt: skip
+           "ppo.lam": 1, "data.validation_share": 0.4, "data.test_share": 0.4, "reward.samples_per_prompt": 10}  # fmt: skip
 AT_LEAST = {"reward.samples_per_prompt": 2, "ppo.batch_size": 2}
 
 

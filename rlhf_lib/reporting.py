@@ -37,7 +37,7 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def read_samples(path: Path) -> list[dict]:
-    """Rows of `samples.csv`: texts as they are, gold and reward-model scores as floats."""
+    """Rows of `samples.csv`: texts as they are, reward-model scores and, of the embedded world, gold as floats."""
     with open(path, newline="") as file:
         return [
             {key: float(value) if key.endswith(("_gold", "_score")) else value for key, value in row.items()}
@@ -72,10 +72,12 @@ def plot_reward(rows: list[dict], report: dict, folder: Path):
     )
     left.set(xlabel="optimizer step", ylabel="loss (nats a pair)", title="Bradley–Terry loss")
     left.legend()
-    middle.plot(*series(rows, "gold_agreement"), "o-", color=COLOURS["gold"], ms=4, label="agrees with gold")
+    if "label_noise_ceiling" in report:  # the embedded world, where gold is known
+        middle.plot(*series(rows, "gold_agreement"), "o-", color=COLOURS["gold"], ms=4, label="agrees with gold")
     middle.plot(*series(rows, "validation_accuracy"), "s-", color=COLOURS["sft"], ms=4, label="agrees with labels")
-    ceiling = report["label_noise_ceiling"]
-    middle.axhline(ceiling, color=COLOURS["sft"], ls="--", lw=1, label="noise ceiling of labels")
+    if "label_noise_ceiling" in report:
+        ceiling = report["label_noise_ceiling"]
+        middle.axhline(ceiling, color=COLOURS["sft"], ls="--", lw=1, label="noise ceiling of labels")
     middle.axhline(report["length_only_label_accuracy"], color=COLOURS["base"], ls="--", lw=1, label="longer is better")
     middle.set(xlabel="optimizer step", ylabel="share of held-out pairs", ylim=(0.4, 1), title="Accuracy")
     middle.legend(fontsize=9, loc="lower right")
@@ -228,9 +230,10 @@ def plot_detection(matrix: dict[str, dict], folder: Path, name: str = "detection
 
 def plot_comparison(report: dict, folder: Path):
     stages = list(report["models"])
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4))
     panels = {"gold": "gold (dotted: best honest)", "scores": "reward-model score", "rougeL": "ROUGE-L F",
               "length": "tokens a summary"}  # fmt: skip
+    panels = {key: unit for key, unit in panels.items() if key in report["models"][stages[0]]}  # real data have no gold
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.4))
     rows = []
     for axis, (key, unit) in zip(axes, panels.items(), strict=True):
         for i, stage in enumerate(stages):
@@ -259,9 +262,11 @@ def plot_comparison(report: dict, folder: Path):
 
 
 def plot_distributions(samples: list[dict], stages: list[str], folder: Path):
-    """Gold scores of each model's summaries as cumulative shares, so that no bin width hides anything."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    for axis, key, unit in ((left, "gold", "gold score"), (right, "score", "reward-model score")):
+    """Scores of each model's summaries as cumulative shares, so that no bin width hides anything; gold where it is known."""
+    keys = {key: unit for key, unit in (("gold", "gold score"), ("score", "reward-model score"))
+            if f"{stages[0]}_{key}" in samples[0]}  # fmt: skip
+    figure, axes = plt.subplots(1, len(keys), figsize=(5 * len(keys), 3.6), squeeze=False)
+    for axis, (key, unit) in zip(axes[0], keys.items(), strict=True):
         for stage, style in zip(stages, (":", "--", "-"), strict=False):
             values = np.sort([row[f"{stage}_{key}"] for row in samples])
             axis.step(values, np.arange(1, len(values) + 1) / len(values), where="post", color=COLOURS[stage], ls=style,
@@ -279,11 +284,13 @@ def draw_all(paths: Paths) -> Path:
         plot_sft(read_csv(evaluation / "sft_metrics.csv"), plots)
     if (evaluation / "reward_metrics.csv").exists():
         report = json.loads((evaluation / "reward.json").read_text())
-        plot_reward(read_csv(evaluation / "reward_metrics.csv"), report, plots)
+        if "ready_made" not in report:
+            plot_reward(read_csv(evaluation / "reward_metrics.csv"), report, plots)
     if (evaluation / "ppo_metrics.csv").exists():
         rows = read_csv(evaluation / "ppo_metrics.csv")
         plot_ppo(rows, plots)
-        plot_proxy_and_gold(rows, plots)
+        if any("eval/gold" in row for row in rows):
+            plot_proxy_and_gold(rows, plots)
     if (evaluation / "evaluation.json").exists():
         report = json.loads((evaluation / "evaluation.json").read_text())
         plot_comparison(report, plots)
@@ -295,18 +302,22 @@ def draw_all(paths: Paths) -> Path:
 
 
 def comparison_table(report: dict) -> str:
-    """Markdown: one row a model, one line a comparison."""
+    """Markdown: one row a model, one line a comparison. Gold and its columns are the embedded world's."""
+    gold = "judge" not in report
     lines = [
         f"{report['prompts']} {report['split']} posts, recipe {report['recipe']}, scale {report['scale']}, seed {report['seed']}",
         "",
-        "| model | gold [95 %] | seen / unseen | RM score | ROUGE-1/2/L | BLEU | tokens | EOS |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| model |{' gold [95 %] | seen / unseen |' if gold else ''} RM score | ROUGE-1/2/L | BLEU | tokens | EOS |",
+        f"|---|{'---|---|' if gold else ''}---|---|---|---|---|",
     ]
     for stage, m in report["models"].items():
-        g = m["gold"]
-        split = " / ".join("–" if m[k] is None else f"{m[k]:.2f}" for k in ("gold_seen", "gold_unseen"))
+        columns = ""
+        if gold:
+            g = m["gold"]
+            split = " / ".join("–" if m[k] is None else f"{m[k]:.2f}" for k in ("gold_seen", "gold_unseen"))
+            columns = f" {g['mean']:.3f} [{g['low']:.3f}, {g['high']:.3f}] | {split} |"
         lines.append(
-            f"| {NAMES[stage]} | {g['mean']:.3f} [{g['low']:.3f}, {g['high']:.3f}] | {split} | {m['scores']:.2f} "
+            f"| {NAMES[stage]} |{columns} {m['scores']:.2f} "
             f"| {m['rouge1']:.3f} / {m['rouge2']:.3f} / {m['rougeL']:.3f} | {m['bleu']:.1f} | {m['length']:.1f} | {m['eos_rate']:.1%} |"
         )
     lines.append("")
@@ -314,9 +325,14 @@ def comparison_table(report: dict) -> str:
         a, b = (NAMES[s] for s in name.split("_over_"))
         d = c["rougeL_difference"]
         lines.append(
-            f"{a} beats {b} by gold on {c['rate']:.3f} [{c['low']:.3f}, {c['high']:.3f}] of posts (ties one half: "
-            f"{c['wins']} wins, {c['ties']} ties, {c['losses']} losses); ROUGE-L difference {d['mean']:+.3f} "
-            f"[{d['low']:+.3f}, {d['high']:+.3f}]."
+            f"{a} beats {b} by {'gold' if gold else 'reward-model score'} on {c['rate']:.3f} [{c['low']:.3f}, {c['high']:.3f}] "
+            f"of posts (ties one half: {c['wins']} wins, {c['ties']} ties, {c['losses']} losses); ROUGE-L difference "
+            f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]."
+            + ("" if gold else f" At equal length the model would say {c['length_controlled']:.3f}.")
+        )
+    if not gold:
+        lines.append(
+            "The reward model is what PPO was trained on: its verdict is a proxy for what people prefer, no proof."
         )
     if "ppo_kl" in report:
         kl = report["ppo_kl"]

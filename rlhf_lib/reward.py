@@ -6,8 +6,17 @@ import torch
 import torch.nn.functional as F
 
 from rlhf_lib import processes
-from rlhf_lib.data import by_length, check_context, context_length, encode_completions, encode_prompts, pad, shuffled
-from rlhf_lib.models import checkpoint_gradients, freeze_embeddings, score_responses
+from rlhf_lib.data import (
+    by_length,
+    check_context,
+    context_length,
+    encode_completions,
+    encode_prompts,
+    pad,
+    position_ids,
+    shuffled,
+)
+from rlhf_lib.models import checkpoint_gradients, freeze_embeddings, reads_at_eos, score_responses
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.runtime import (
     MetricLog,
@@ -36,6 +45,10 @@ def group_by_prompt(pairs: list[dict]) -> list[list[dict]]:
     for pair in pairs:
         groups.setdefault(pair["prompt"], []).append(pair)
     return list(groups.values())
+
+
+PACKED = ("gpt2", "gpt_neox", "llama")
+"""families whose attention takes the mask and the positions of `pack`; tested for each. Others read one row a response"""
 
 
 def _characters(group: list[dict]) -> int:
@@ -73,7 +86,13 @@ def pair_scores(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens: i
 
     Chosen and rejected share their prompt, and so may many pairs: each prompt is read once (`pack`) and each distinct
     response scored once, which gives the same numbers as one row a response at well under half the cost.
+    Families that are not in `PACKED` get one row a response.
     """
+    if not reads_at_eos(reward_model):
+        raise UsageError(
+            f"a reward model of type {reward_model.config.model_type} is only scored, never trained: train one on a causal "
+            "language model, or name it as the recipe's reward_model"
+        )
     groups, place = {}, {}
     for pair in pairs:
         responses = groups.setdefault(pair["prompt"], {})
@@ -86,8 +105,12 @@ def pair_scores(reward_model, tokenizer, pairs: list[dict], max_prompt_tokens: i
             place[prompt, response] = len(place)
     check_context(*max(((len(p), len(r)) for p, rs in packed for r in rs), key=sum), context_length(reward_model))
     device = next(reward_model.parameters()).device
-    ids, positions, allowed, ends = (x.to(device) for x in pack(packed, tokenizer.pad_token_id))
-    mask = torch.zeros(allowed.shape, device=device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    if reward_model.config.model_type in PACKED:
+        ids, positions, allowed, ends = (x.to(device) for x in pack(packed, tokenizer.pad_token_id))
+        mask = torch.zeros(allowed.shape, device=device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    else:
+        ids, mask = (x.to(device) for x in pad([p + r for p, rs in packed for r in rs], tokenizer.pad_token_id))
+        positions, ends = position_ids(mask), torch.stack([torch.arange(len(ids), device=device), mask.sum(-1) - 1])
     hidden = reward_model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
     scores = reward_model.score(hidden.last_hidden_state[ends[0], ends[1]])[:, 0].float()  # (distinct responses,)
     chosen, rejected = ([place[p["prompt"], p[key]] for p in pairs] for key in ("chosen", "rejected"))

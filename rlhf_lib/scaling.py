@@ -209,7 +209,8 @@ def _train_sft(study: Study, run: Run) -> dict:
     recipe = _recipe(study, run)
     tokenizer = models.load_tokenizer(recipe.policy)
     policy = models.load_policy(recipe.policy, tokenizer)
-    examples, validation = stages.sft_examples(recipe)
+    examples = stages.demonstrations(recipe, tokenizer, "train", recipe.sft.examples)
+    validation = stages.demonstrations(recipe, tokenizer, "validation", recipe.sft.validation_examples)
     with _loop("sft", tokenizer, policy) as loop:
         loop.rows = sft.train_sft(recipe, policy, tokenizer, examples, validation, loop.folder,
                                   make_accelerator(recipe.precision), {})  # fmt: skip
@@ -239,7 +240,7 @@ def _train_reward(study: Study, run: Run) -> dict:
     reward_model = models.new_reward_model(_reward_init(study, run), tokenizer)
     with _loop("reward", tokenizer, reward_model) as loop:
         loop.rows = reward.train_reward(
-            recipe, reward_model, tokenizer, parts["train"], parts["validation"], stages.sft_references(recipe),
+            recipe, reward_model, tokenizer, parts["train"], parts["validation"], stages.references(recipe, tokenizer),
             loop.folder, make_accelerator(recipe.precision), {},
         )  # fmt: skip
     report = stages.reward_report(recipe, reward_model, tokenizer, parts["validation"])
@@ -274,7 +275,7 @@ def _train_ppo(study: Study, run: Run) -> dict:
         loop.rows = ppo.train_ppo(
             recipe, policy, ref_policy, reward_model, value_model, tokenizer, tokenizer, prompts, loop.folder,
             make_accelerator(recipe.precision), {},
-            evaluate=loop.uncounted(stages.on_validation(recipe, reward_model, tokenizer)),
+            evaluate=loop.uncounted(stages.on_validation(recipe, tokenizer, reward_model, tokenizer)),
         )  # fmt: skip
     row = {"lr": recipe.ppo.lr} | loop.row()
     if loop.stopped:
