@@ -97,14 +97,14 @@ def test_a_4_bit_model_weighs_what_bitsandbytes_keeps(tmp_path):
     assert row["bytes"] == pytest.approx(real, rel=0.001)
 
 
-def test_smaller_micro_batches_frozen_weights_and_a_gpu_need_less():
-    def peak(gpu=False, **changes):
-        return estimate.estimate(get_recipe("tiny", overrides=changes), "sft", gpu)["phases"]["train"]
+def test_smaller_micro_batches_frozen_weights_and_a_gpu_need_less(tmp_path):
+    def peak(method="full", gpu=False, **changes):
+        recipe = memory.recipe_for(tmp_path, "sft", method, "no", SMALL | {"n_layer": 1}, changes)
+        return estimate.estimate(recipe, "sft", gpu)["phases"]["train"]
 
-    usual = peak(precision="no")
-    less = peak(**{"sft.micro_batch_size": 4, "sft.method": "lora", "precision": "no"})
+    usual, less = peak(), peak("lora", **{"sft.micro_batch_size": 1})
     assert less["activations"] < 0.3 * usual["activations"] and less["optimizer"] < 0.2 * usual["optimizer"]
-    assert peak(gpu=True, precision="no")["activations"] < usual["activations"]  # no (T, T) weights
+    assert peak(gpu=True)["activations"] < usual["activations"]  # no (T, T) weights
 
 
 def test_work_is_counted_as_the_loops_count_it():
