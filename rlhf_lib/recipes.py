@@ -366,7 +366,7 @@ SMOKE_REAL = SMOKE | {  # long texts on a CPU: smaller still, and enough held ou
     "reward.prompts": 16, "reward.validation_prompts": 8, "reward.batch_prompts": 4, "reward.micro_batch_prompts": 2,
     "ppo.batch_size": 4, "ppo.micro_batch_size": 2, "ppo.prompts": 16, "ppo.epochs": 2, "ppo.eval_prompts": 4,
     "eval.prompts": 6, "data.limit": 200, "data.validation_share": 0.2, "data.test_share": 0.2,
-    "max_prompt_tokens": 96, "max_new_tokens": 16,
+    "max_prompt_tokens": 96, "max_new_tokens": 40,
 }  # fmt: skip
 
 

@@ -278,7 +278,7 @@ def plot_distributions(samples: list[dict], stages: list[str], folder: Path):
 
 
 def draw_all(paths: Paths) -> Path:
-    """Every figure whose metrics are there."""
+    """Every figure whose metrics are there, drawn and closed; returns the folder."""
     evaluation, plots = paths.evaluation, paths.plots
     if (evaluation / "sft_metrics.csv").exists():
         plot_sft(read_csv(evaluation / "sft_metrics.csv"), plots)
@@ -295,6 +295,7 @@ def draw_all(paths: Paths) -> Path:
         report = json.loads((evaluation / "evaluation.json").read_text())
         plot_comparison(report, plots)
         plot_distributions(read_samples(evaluation / "samples.csv"), list(report["models"]), plots)
+    plt.close("all")
     return plots
 
 

@@ -199,10 +199,13 @@ def write_lines(file: Path, parts: dict) -> None:
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Rows of plain values under the union of their keys, in order of first appearance."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
+    returns = any("\r" in str(value) for row in rows for value in row.values())  # csv quotes only its own line ends
 
     def write(p):
         with open(p, "w", newline="") as file:
-            writer = csv.DictWriter(file, keys, lineterminator="\n")
+            writer = csv.DictWriter(
+                file, keys, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+            )
             writer.writeheader()
             writer.writerows(rows)
 

@@ -109,6 +109,13 @@ def test_csv_rows_share_the_union_of_their_keys(tmp_path):
     assert (tmp_path / "x.csv").read_text() == "step,a,b\n1,2.0,\n2,,3.0\n"
 
 
+def test_csv_gives_back_whatever_a_model_wrote(tmp_path):
+    texts = ["a\rb", "\r\n", 'say "hi", please', "", "\u2028"]
+    runtime.write_csv(tmp_path / "x.csv", [{"text": text, "n": 1} for text in texts])
+    with open(tmp_path / "x.csv", newline="") as file:
+        assert [(row["text"], row["n"]) for row in csv.DictReader(file)] == [(text, "1") for text in texts]
+
+
 def test_smoke_runs_write_beside_full_runs_and_never_among_them(tmp_path):
     full, smoke = Paths("tiny", "full", tmp_path), Paths("tiny", "smoke", tmp_path)
     assert full.checkpoints == tmp_path / "checkpoints" / "tiny"
