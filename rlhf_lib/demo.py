@@ -56,7 +56,10 @@ def run(recipe: Recipe, paths: Paths, host: str, port: int) -> None:
         ) from error
     if host not in ("127.0.0.1", "localhost"):
         print(f"whoever reaches {host} can use this demo: leave --host out to keep it to this machine")
-    serve(build_page(open_checkpoints(recipe, paths)), host, port)
+    try:
+        serve(build_page(open_checkpoints(recipe, paths)), host, port)
+    except KeyboardInterrupt:
+        pass  # Ctrl-C is how it is stopped
 
 
 def open_checkpoints(recipe: Recipe, paths: Paths) -> Cast:
@@ -273,12 +276,15 @@ def lens(rows: list[dict], stage: str, ref: str, score: float, recipe: Recipe) -
     """The token view: every token of the answer coloured by its KL term, and again by the critic's value."""
     policy, reference = STAGES[stage], STAGES[ref]
     total = sum(row["kl"] for row in rows)
-    instead = "" if stage == "ppo" else " There is no PPO policy yet, so this is SFT seen from the base model."
+    if stage == "ppo":
+        reading = f"PPO's reward pays β = {recipe.ppo.kl_coef:g} for each of them"
+    else:
+        reading = "there is no PPO policy yet, so this is SFT seen from the base model"
     kl = _strip(
         "kl", rows, f"Where {policy} leaves {reference}: log p<sub>{policy}</sub> − log p<sub>{reference}</sub>, nats",
         f"likelier under {reference}", f"likelier under {policy}",
-        f"Together {number(total)} nats: one sample of KL({policy} ‖ {reference}), the sum that PPO's reward is charged for, times "
-        f"β = {recipe.ppo.kl_coef:g}. A single sample may be negative; the mean over many is not.{instead}",
+        f"Together {number(total)} nats, one sample of KL({policy} ‖ {reference}); {reading}. A single sample may be negative; "
+        "the mean over many is not.",
     )  # fmt: skip
     value = _strip(
         "value", rows, "What the critic expects when it chooses the token: value, in units of reward-model score",
@@ -339,7 +345,7 @@ STYLE = """
 .legend span:first-child {text-align: right} .legend .bar {flex: 0 0 90px; height: 14px; border-radius: 3px}
 .tokens {display: flex; flex-wrap: wrap; gap: 4px}
 .token {display: inline-flex; flex-direction: column; align-items: center; padding: 2px 5px; border-radius: 4px; color: #111}
-.token.joined {margin-left: -4px; border-radius: 0 4px 4px 0; padding-left: 1px}
+.token.joined {margin-left: -4px; border-radius: 0 4px 4px 0; padding-left: 3px}
 .token span {white-space: pre; font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .95rem; color: #111}
 .token small {font-size: .72rem; color: #111; font-variant-numeric: tabular-nums}
 """

@@ -441,6 +441,19 @@ def test_a_port_that_cannot_be_had_is_wrong_usage_before_any_model_is_read(recip
             demo.run(recipe, paths, host, port)
 
 
+def test_ctrl_c_ends_the_demo_as_it_should_end(monkeypatch, tmp_path, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for name in ("_gradio", "open_checkpoints", "build_page"):
+        monkeypatch.setattr(demo, name, lambda *_: None)
+    monkeypatch.setattr(demo, "serve", stop)
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        port = s.getsockname()[1]
+    assert main(["demo", "--recipe", "tiny", "--port", str(port), "--output-dir", str(tmp_path)]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_an_open_door_is_announced(recipe, tmp_path, monkeypatch, capsys):
     for name in ("_gradio", "open_checkpoints", "build_page", "serve"):
         monkeypatch.setattr(demo, name, lambda *_: None)
