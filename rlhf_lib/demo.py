@@ -18,14 +18,13 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lib import data, models
+from rlhf_lib import corpora, data, models
 from rlhf_lib.recipes import Recipe
 from rlhf_lib.rollout import Rollout, generate_stream, token_logprobs
 from rlhf_lib.runtime import Paths, TrainingFailure, UsageError, atomic_folder
 from rlhf_lib.tiny import Post, explain
 
 STAGES = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
-CUE = "\n\nTL;DR:"
 MAX_CHARACTERS = 100_000  # nothing longer is even tokenized
 GRADIO = "6.31.0"  # the version that constraints.txt has, and a Space gets
 
@@ -41,6 +40,11 @@ class Cast:
     reward_model: torch.nn.Module
     value_model: models.ValueModel
     posts: dict[str, Post]  # the held-out posts of the embedded world, by the text that people see
+    reward_tokenizer: object = None  # of a ready-made reward model; others read with the policy's
+
+    @property
+    def template(self) -> corpora.Template:
+        return corpora.ADAPTERS[self.recipe.data.sft].template if self.recipe.data else corpora.TLDR
 
 
 def run(recipe: Recipe, paths: Paths, host: str, port: int) -> None:
@@ -78,37 +82,43 @@ def open_models(recipe: Recipe, names: dict[str, str], sources: dict[str, str] |
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = models.load_tokenizer(recipe.policy)
     policies = {stage: models.load_policy(names[stage], tokenizer).to(device) for stage in STAGES if stage in names}
-    reward_model = models.load_reward_model(names["reward"]).to(device)
-    posts = {post.context: post for post in data.held_out_posts(recipe.eval.split, recipe.eval.prompts)}
+    load = models.load_ready_made if recipe.reward_model else lambda name: (models.load_reward_model(name), None)
+    reward_model, reward_tokenizer = load(names["reward"])
+    value_model = models.value_model_from(policies["sft"] if recipe.reward_model else reward_model).to(device)
+    posts = [] if recipe.data else data.held_out_posts(recipe.eval.split, recipe.eval.prompts)
     return Cast(recipe, tokenizer, policies, names | (sources or {"ppo": names.get("ppo", "there is no PPO policy here")}),
-                reward_model, models.value_model_from(reward_model), posts)  # fmt: skip
+                reward_model.to(device), value_model, {post.context: post for post in posts}, reward_tokenizer)  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- one request
 
 
 def as_prompt(cast: Cast, text: str) -> str:
-    """What the models read for what a person wrote: the template and its cue, in which bare text is a post's body.
+    """What the models read for what a person wrote: the template and its cue. Bare text is a post's body, or what is asked.
 
     Raises UsageError for an empty or a too long text.
     """
-    text = (text or "").replace("\r\n", "\n").strip().removesuffix(CUE.strip()).rstrip()
+    text = (text or "").replace("\r\n", "\n").strip().removesuffix(cast.template.cue.strip()).rstrip()
     if not text:
         raise UsageError("There is no post yet: write one, or press “Draw a test post”.")
-    if "POST:" not in text:
-        text = f"SUBREDDIT: r/advice\n\nTITLE: Need advice\n\nPOST: {text}"
+    if cast.template is not corpora.TLDR:
+        prompt = cast.template.render({"instruction": text})
+    elif "POST:" in text:
+        prompt = text + cast.template.cue
+    else:
+        prompt = cast.template.render({"subreddit": "advice", "title": "Need advice", "post": text})
     limit = cast.recipe.max_prompt_tokens
     if len(text) > MAX_CHARACTERS:
         raise UsageError(
             f"Your post has {len(text):,} characters and the models read {limit} tokens: please shorten it."
         )
-    tokens = len(cast.tokenizer(text + CUE, add_special_tokens=False)["input_ids"])
+    tokens = len(data.encode_prompts(cast.tokenizer, [prompt], 10**9)[0])
     if tokens > limit:
         raise UsageError(
             f"Your post is too long: it has {tokens:,} tokens ({len(text):,} characters) and the models read at most {limit}. "
             f"Please shorten it to about {int(len(text) * limit / tokens * 0.95):,} characters."
         )
-    return text + CUE
+    return prompt
 
 
 def check_settings(cast: Cast, temperature, max_new_tokens, seed) -> tuple[float, int, int]:
@@ -192,7 +202,7 @@ def respond(cast: Cast, text: str, temperature, max_new_tokens, seed) -> Iterato
         texts = {stage: rollout.texts[0] for stage, rollout in written.items()}
         finished = {stage: bool(rollout.finished[0]) for stage, rollout in written.items()}
         scores = score(cast, prompt, list(texts.values()), list(finished.values()))
-        post = cast.posts.get(prompt.removesuffix(CUE))
+        post = cast.posts.get(prompt.removesuffix(cast.template.cue))
         verdicts = {
             stage: Verdict(score, finished[stage], written[stage].response_mask.shape[1],
                            explain(post, texts[stage]) if post else None)
@@ -207,9 +217,10 @@ def respond(cast: Cast, text: str, temperature, max_new_tokens, seed) -> Iterato
 def score(cast: Cast, prompt: str, texts: list[str], finished: list[bool]) -> torch.Tensor:
     """Reward-model scores: (B,). Text that was cut off may encode to more tokens than it was written with; if there are too
     many for the context, the prompt loses its beginning."""
-    longest = max(map(len, data.encode_completions(cast.tokenizer, texts, finished)))
+    tokenizer = cast.reward_tokenizer or cast.tokenizer
+    longest = max(map(len, data.encode_completions(tokenizer, texts, finished)))
     room = max(1, data.context_length(cast.reward_model) - longest)
-    return models.score_responses(cast.reward_model, cast.tokenizer, [prompt] * len(texts), texts, finished, room)
+    return models.score_responses(cast.reward_model, tokenizer, [prompt] * len(texts), texts, finished, room)
 
 
 def _text(rollout: Rollout) -> str:
@@ -251,9 +262,9 @@ def _card(cast: Cast, stage: str, texts: dict, verdicts: dict | None) -> str:
     count = verdict.tokens - verdict.finished
     body = f'<p class="answer">{text or "<em>(nothing)</em>"}</p><p class="source">{count} tokens {end}</p>'
     body += f'<p class="score">reward model <b>{number(verdict.score)}</b></p>'
-    if verdict.gold is None:
+    if verdict.gold is None and cast.posts:
         body += '<p class="source">No gold score: the judge knows only the drawn posts, unchanged.</p>'
-    else:
+    elif verdict.gold is not None:
         items = "".join(
             f'<tr class="{_sign(points)}"><td>{html.escape(item)}</td><td>{number(points)}</td></tr>'
             for item, points in verdict.gold
@@ -286,11 +297,13 @@ def lens(rows: list[dict], stage: str, ref: str, score: float, recipe: Recipe) -
         f"Together {number(total)} nats, one sample of KL({policy} ‖ {reference}); {reading}. A single sample may be negative; "
         "the mean over many is not.",
     )  # fmt: skip
+    start = "a copy of the reward model, read at every token, though it has never judged half a summary"
+    if recipe.reward_model:
+        start = "the SFT model under a head of zeros, since the reward model reads other tokens"
     value = _strip(
         "value", rows, "What the critic expects when it chooses the token: value, in units of reward-model score",
         "below SFT references", "above SFT references",
-        f"The critic that PPO starts from: a copy of the reward model, read at every token, though it has never judged half a summary. The critic "
-        f"that PPO trained is not kept, so this is not it. The reward model's score of the whole answer is {number(score)}; 0 is "
+        f"The critic that PPO starts from: {start}. The critic that PPO trained is not kept, so this is not it. The reward model's score of the whole answer is {number(score)}; 0 is "
         "its mean on SFT references.",
     )  # fmt: skip
     return f'<section class="lens"><h3>The {policy} answer, token by token</h3>{kl}{value}</section>'
@@ -390,7 +403,7 @@ def build_page(cast: Cast):
                 tokens = gr.Slider(1, most, new, step=1, label="Most new tokens", elem_id="max-new-tokens")
                 seed = gr.Number(1, label="Seed", precision=0, elem_id="seed", info="the same seed, the same answers")
         with gr.Row():
-            draw = gr.Button("Draw a test post", elem_id="draw", min_width=150)
+            draw = gr.Button("Draw a test post", elem_id="draw", min_width=150, visible=bool(cast.posts))
             go = gr.Button("Summarise", variant="primary", elem_id="go", min_width=150)
         shown, seen = gr.HTML(elem_id="answers"), gr.HTML(elem_id="lens")
 

@@ -20,6 +20,7 @@ from transformers import GPT2ForSequenceClassification
 from conftest import random_policy
 from rlhf_lib import data, demo, models
 from rlhf_lib.__main__ import main
+from rlhf_lib.corpora import TLDR
 from rlhf_lib.recipes import get_recipe
 from rlhf_lib.rollout import generate
 from rlhf_lib.runtime import Paths, UsageError
@@ -127,7 +128,7 @@ def test_ten_thousand_characters_are_refused_with_the_length_that_fits(cast, tex
 
 
 def test_the_longest_post_that_is_allowed_is_answered(cast):
-    tokens = cast.recipe.max_prompt_tokens - len(cast.tokenizer(demo.CUE)["input_ids"])
+    tokens = cast.recipe.max_prompt_tokens - len(cast.tokenizer(TLDR.cue)["input_ids"])
     body = cast.tokenizer.decode(cast.tokenizer("POST:" + " Nora" * 400)["input_ids"][:tokens])
     assert len(cast.tokenizer(demo.as_prompt(cast, body))["input_ids"]) == cast.recipe.max_prompt_tokens
     assert 'id="card-ppo"' in last(demo.respond(cast, body, 1.0, demo.most_new_tokens(cast), 1))[0]
@@ -203,7 +204,7 @@ def test_the_judge_is_silent_about_a_post_that_was_changed(cast, post):
 
 
 def test_text_that_encodes_to_more_tokens_than_the_context_has_room_for_is_scored(cast):
-    long, short = "POST:" + " Nora" * 180 + demo.CUE, "POST: Nora" + demo.CUE
+    long, short = "POST:" + " Nora" * 180 + TLDR.cue, "POST: Nora" + TLDR.cue
     texts = ["\ufffd" * 40, "She left."]
     both = demo.score(cast, long, texts, [False, True])
     assert both.isfinite().all()

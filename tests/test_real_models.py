@@ -10,10 +10,10 @@ from huggingface_hub import constants
 from real_data import write_data_sets, write_model, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_lib import data, models, reward
+from rlhf_lib import data, demo, models, reward
 from rlhf_lib.__main__ import main
 from rlhf_lib.recipes import RECIPES, get_recipe
-from rlhf_lib.runtime import UsageError
+from rlhf_lib.runtime import Paths, UsageError
 
 FAMILY = {"tldr-pythia-1b": "gpt_neox", "tldr-llama-1b": "llama"}
 REAL = [name for name in RECIPES if name != "tiny"]
@@ -63,6 +63,13 @@ def test_a_recipe_runs_all_its_stages(name, hub, tmp_path, capsys):
         losses = [float(row["validation_loss"]) for row in csv.DictReader(file) if row["validation_loss"]]
     assert len(losses) > 1 and losses[-1] < losses[0] == pytest.approx(math.log(1024), abs=0.3)
     assert "shortened" in out and "left out" in out  # the report of the lengths
+    if name in ("tldr-gpt2", "alpaca-gpt2-lora"):  # the demo shows what was trained
+        overrides = dict(pair.split("=") for pair in settings) | {"data.dir": str(hub / "data")}
+        cast = demo.open_checkpoints(get_recipe(name, "smoke", None, overrides), Paths(name, "smoke", tmp_path))
+        answers, lens = list(demo.respond(cast, "My boss <b>sings</b>.", 1.0, 4, 1))[-1]
+        assert answers.count('class="answer"') == 3 and answers.count("reward model <b>") == 3
+        assert "gold" not in answers and "token by token" in lens
+        assert ("head of zeros" in lens) == bool(recipe.reward_model)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])
