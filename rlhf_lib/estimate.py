@@ -48,6 +48,13 @@ ARCHITECTURES = {  # (model type, what its config says, tokens with the PAD that
              intermediate_size=8192, vocab_size=128256, max_position_embeddings=131072, tie_word_embeddings=True),
         128257,
     ),
+    "OpenAssistant/reward-model-deberta-v3-large-v2": (
+        "deberta-v2",
+        dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, vocab_size=128100,
+             relative_attention=True, position_buckets=256, norm_rel_ebd="layer_norm", share_att_key=True,
+             pos_att_type=["p2c", "c2p"], max_position_embeddings=512, position_biased_input=False, type_vocab_size=0),
+        128001,
+    ),
 }  # fmt: skip
 
 
@@ -80,6 +87,12 @@ def work(recipe: Recipe, stage: str) -> dict:
     if stage == "sft":
         steps = max(1, config.examples // config.batch_size) * config.epochs
         return {"steps": steps, "tokens": steps * config.batch_size * (P + T), "generated": 0}
+    if stage == "reward" and recipe.reward_model:
+        return {"steps": 0, "tokens": 0, "generated": 0}
+    if stage == "reward" and recipe.data:
+        steps = max(1, config.prompts // config.batch_prompts) * config.epochs
+        return {"steps": steps, "tokens": steps * config.batch_prompts * (P + 2 * pairs_per_prompt(recipe) * T),
+                "generated": 0}  # fmt: skip
     if stage == "reward":
         prompts = config.prompts + config.edited_prompts + config.demonstration_prompts
         steps = max(1, prompts // config.batch_prompts) * config.epochs
@@ -88,6 +101,11 @@ def work(recipe: Recipe, stage: str) -> dict:
     responses = config.updates * config.batch_size
     return {"steps": config.updates * config.epochs * config.minibatches,
             "tokens": responses * config.epochs * (P + T), "generated": responses * T}  # fmt: skip
+
+
+def pairs_per_prompt(recipe: Recipe) -> int:
+    """Pairs of a prompt in a data set of preferences: what SHP's setting allows, else one, which is what most prompts have."""
+    return recipe.data.pairs_per_prompt if recipe.data.preferences == "stanfordnlp/SHP" else 1
 
 
 def report(estimate: dict, tokens_per_second: float | None = None) -> str:
@@ -265,7 +283,7 @@ class _PackedProduct(torch.autograd.Function):
 class _Text:
     """A stand-in for a tokenizer: text "7 x" has 7 tokens, the space before a completion counts for its EOS."""
 
-    pad_token_id, eos_token_id = 0, 1
+    pad_token_id, eos_token_id, bos_token_id = 0, 1, None
 
     def __call__(self, texts, **_):
         return {"input_ids": [[0] * int(text.split()[0]) for text in texts]}
@@ -288,14 +306,15 @@ class _Run:
         yield
         self.meter.part = "activations"
 
-    def load(self, auto_class, method: str = "full"):
-        """A model as `models` loads it: fp32, room for PAD; with the adapter of `method`."""
-        attention = "fused_estimate" if self.gpu else "eager"
-        self.config.num_labels = 1
+    def load(self, auto_class, method: str = "full", name: str = ""):
+        """A model as `models` loads it: fp32, room for PAD; with the adapter of `method`. `name` if it is not the policy's."""
+        config, tokens = config_of(name) if name else (self.config, self.tokens)
+        attention = "fused_estimate" if self.gpu and config.model_type != "deberta-v2" else "eager"
+        config.num_labels = 1
         with self.counted("weights"):
-            model = auto_class.from_config(self.config, dtype=torch.float32, attn_implementation=attention)
-            if self.tokens > model.get_input_embeddings().num_embeddings:
-                model.resize_token_embeddings(self.tokens, mean_resizing=False)
+            model = auto_class.from_config(config, dtype=torch.float32, attn_implementation=attention)
+            if tokens > model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(tokens, mean_resizing=False)
             model.config.pad_token_id = 0
             self.meter.vocabulary = max(self.tokens, self.config.vocab_size)
             self.adapt(model, method)
@@ -314,7 +333,7 @@ class _Run:
         return self.load(AutoModelForCausalLM, method)
 
     def reward_model(self, method: str = "full"):
-        return self.load(AutoModelForSequenceClassification, method)
+        return self.load(AutoModelForSequenceClassification, method, self.recipe.reward_model)
 
     def train(self, **trained) -> None:
         """Embeddings frozen as the recipe says, AdamW's two moments, gradients that are counted as such."""
@@ -354,7 +373,10 @@ class _Run:
         return ids, torch.ones_like(ids), torch.ones(rows, self.T, dtype=torch.bool)
 
     def pairs(self, prompts: int) -> list[dict]:
-        """Each prompt with all pairs of its responses."""
+        """Each prompt with all pairs of its responses, or with the pairs of a data set."""
+        if self.recipe.data:
+            return [{"prompt": f"{self.P} {n}", "chosen": f"{self.T - 1} a{i}", "rejected": f"{self.T - 1} b{i}"}
+                    for n in range(prompts) for i in range(pairs_per_prompt(self.recipe))]  # fmt: skip
         k = self.recipe.reward.samples_per_prompt
         texts = [f"{self.T - 1} {i}" for i in range(k)]
         return [{"prompt": f"{self.P} {n}", "chosen": a, "rejected": b}
@@ -389,7 +411,11 @@ class _Run:
 
     def score(self, reward_model, rows: int) -> None:
         ids, mask, _ = self.tensors(rows)
-        models.reward_scores(reward_model, ids, mask)
+        if models.reads_at_eos(reward_model):
+            models.reward_scores(reward_model, ids, mask)
+        else:
+            room = min(ids.shape[1], reward_model.config.max_position_embeddings)
+            reward_model(input_ids=ids[:, :room], attention_mask=mask[:, :room])
 
     def save(self, model, method: str) -> None:
         """`models.save_checkpoint` merges an adapter into a copy, whose weights are fp32 again."""
@@ -415,15 +441,22 @@ class _Run:
 
     def reward(self) -> None:
         config = self.recipe.reward
+        if self.recipe.reward_model:
+            reward_model = self.reward_model()
+            self.describe(reward_model=reward_model)
+            with self.phase("score references"):
+                self.score(reward_model, min(32, self.recipe.sft.examples))
+            return
         if not self.gpu:  # on a GPU it waits in the host's memory while the policy samples
             reward_model = self.reward_model(config.method)
-        policy = self.policy()
-        self.describe(policy=policy)
-        with self.phase("sample"):
-            rows = min(384, config.prompts * config.samples_per_prompt)
-            self.generate(policy, rows, -(-rows // config.samples_per_prompt))
-        del policy
-        gc.collect()
+        if not self.recipe.data:  # whose pairs are ready
+            policy = self.policy()
+            self.describe(policy=policy)
+            with self.phase("sample"):
+                rows = min(384, config.prompts * config.samples_per_prompt)
+                self.generate(policy, rows, -(-rows // config.samples_per_prompt))
+            del policy
+            gc.collect()
         if self.gpu:
             reward_model = self.reward_model(config.method)
         self.train(reward_model=reward_model)
@@ -492,10 +525,17 @@ class _Run:
         self.save(policy, config.method)
 
     def _reward_and_value(self, method: str):
-        reward_model, twin = self.reward_model(), self.reward_model()
+        reward_model = self.reward_model()
+        if self.recipe.reward_model:
+            twin = self.policy()
+            with self.counted("weights"):
+                head = nn.Linear(twin.config.hidden_size, 1, bias=False)
+        else:
+            twin = self.reward_model()
+            head = twin.score
         with self.counted("weights"):
             self.adapt(twin.base_model, method)
-        return reward_model, models.ValueModel(twin.base_model, twin.score)
+        return reward_model, models.ValueModel(twin.base_model, head)
 
 
 def _count(model: nn.Module) -> int:

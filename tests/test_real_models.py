@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from real_data import write_data_sets, write_model, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_lib import data, demo, models, reward
+from rlhf_lib import data, demo, estimate, models, reward
 from rlhf_lib.__main__ import main
 from rlhf_lib.recipes import RECIPES, get_recipe
 from rlhf_lib.runtime import Paths, UsageError
@@ -151,6 +151,24 @@ def test_llama_prompts_begin_with_bos_and_keep_it_and_the_cue_when_they_are_cut(
     assert tokenizer.decode(whole[1:]) == "My boss Ann left.\n\nTL;DR:" and tokenizer.bos_token_id not in whole[1:]
     assert tokenizer.bos_token_id not in data.encode_completions(tokenizer, ["Quit."])[0]
     assert data.first_tokens(models.load_tokenizer(hub / "gpt2")) == []
+
+
+@pytest.mark.parametrize("name", ["tldr-gpt2", "shp-gpt2"])
+def test_a_dry_run_estimates_every_stage(name, hub):
+    recipe = RECIPES[name]
+    ready = {"reward_model": str(hub / "deberta")} if recipe.reward_model else {}
+    recipe = get_recipe(name, "smoke", None, {"policy": str(hub / "gpt2")} | ready)
+    sft, rm, ppo = (estimate.estimate(recipe, stage) for stage in estimate.STAGES)
+    assert min(e["peak"] for e in (sft, rm, ppo)) > 0 and ppo["models"]["value_model"]["trained"] > 0
+    count = sum(p.numel() for p in AutoModelForSequenceClassification.from_pretrained(
+        hub / ("deberta" if ready else "gpt2"), num_labels=1).parameters())  # fmt: skip
+    assert ppo["models"]["reward_model"]["parameters"] == count
+    assert (rm["steps"] == 0) == bool(ready) and rm["generated"] == 0
+    if not ready:  # up to five pairs a post, each with two answers
+        config = recipe.reward
+        assert rm["tokens"] == rm["steps"] * config.batch_prompts * (
+            recipe.max_prompt_tokens + 10 * recipe.max_new_tokens
+        )
 
 
 def test_without_a_network_a_model_of_the_hub_is_one_sentence(capsys, monkeypatch, tmp_path, hub):
