@@ -26,6 +26,7 @@ from rlhf_lib.recipes import DataConfig, Recipe
 from rlhf_lib.runtime import UsageError
 
 SPLITS = ("train", "validation", "test")
+ROLES = ("sft", "preferences")
 
 # --------------------------------------------------------------------------------------------------- templates
 
@@ -303,8 +304,16 @@ def fingerprint(config: DataConfig) -> dict:
     return settings
 
 
+def _roles(config: DataConfig) -> dict[str, str]:
+    """The data set of each role that the recipe fills; raises UsageError if it cannot fill it."""
+    roles = {role: name for role in ROLES if (name := getattr(config, role)) or role == "sft"}
+    for role, name in roles.items():
+        adapter(name, role)
+    return roles
+
+
 def _names(config: DataConfig) -> list[str]:
-    return list(dict.fromkeys(filter(None, (config.sft, config.preferences))))
+    return list(dict.fromkeys(_roles(config).values()))
 
 
 @functools.cache
@@ -334,9 +343,8 @@ def load(config: DataConfig) -> dict[str, dict[str, list[dict]]]:
 
 @functools.lru_cache(maxsize=2)
 def _load(config: DataConfig, _: str) -> dict[str, dict[str, list[dict]]]:
-    template = adapter(config.sft, "sft").template
     raw = {name: read_rows(name, config) for name in _names(config)}
-    roles = {"sft": config.sft} | ({"preferences": config.preferences} if config.preferences else {})
+    roles, template = _roles(config), ADAPTERS[config.sft].template
     examples, place = {}, {}  # place: hash of a prompt -> number of its split
     for role, name in roles.items():
         examples[role] = _examples(role, name, raw[name], template, config)
@@ -357,7 +365,7 @@ def _load(config: DataConfig, _: str) -> dict[str, dict[str, list[dict]]]:
 
 def _examples(role: str, name: str, rows: dict, template: Template, config: DataConfig) -> list[tuple[str, dict]]:
     """(own split, example) of each usable row, once."""
-    source, found = adapter(name, role), {}
+    source, found = ADAPTERS[name], {}
     for split, some in rows.items():
         if "score_ratio" in source.columns:
             some = best_pairs(some, config.min_score_ratio, config.pairs_per_prompt)
@@ -379,7 +387,7 @@ def _examples(role: str, name: str, rows: dict, template: Template, config: Data
                 example = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
             texts = tuple(example.values())
             if all(texts) and len(set(texts)) == len(texts):
-                found.setdefault(texts, (split, example))
+                found[texts] = (split, example)  # of a row that stands in several splits, the last and strictest counts
     return list(found.values())
 
 
@@ -428,7 +436,7 @@ def _drawn(recipe: Recipe, role: str, split: str) -> list[dict]:
             "no stricter split holds, so read more (--limit) or raise data.validation_share and data.test_share"
         )
     if split == "train":
-        return [examples[i] for i in shuffled(len(examples), (recipe.seed, len(role)))]
+        return [examples[i] for i in shuffled(len(examples), (recipe.seed, ROLES.index(role)))]
     return sorted(
         examples, key=lambda example: prompt_hash(example["prompt"][::-1])
     )  # the share held out is by the hash
