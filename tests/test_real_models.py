@@ -3,17 +3,18 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 import torch
 from huggingface_hub import constants
-from real_data import write_data_sets, write_model, write_tokenizer
+from real_data import posts_of, write_data_sets, write_model, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_lib import data, demo, estimate, models, reward
 from rlhf_lib.__main__ import main
 from rlhf_lib.recipes import RECIPES, get_recipe
-from rlhf_lib.runtime import Paths, UsageError
+from rlhf_lib.runtime import ROOT, Paths, UsageError
 
 FAMILY = {"tldr-pythia-1b": "gpt_neox", "tldr-llama-1b": "llama"}
 REAL = [name for name in RECIPES if name != "tiny"]
@@ -191,3 +192,17 @@ def test_settings_that_a_recipe_does_not_have_leave_its_results_their_own():
     tiny = get_recipe("tiny").resolved()
     assert not {"data", "reward_model", "gradient_checkpointing"} & set(tiny)
     assert get_recipe("tldr-gpt2").resolved()["reward_model"].startswith("OpenAssistant/")
+
+
+def test_your_own_data_run_as_the_readme_says(tmp_path, capsys, monkeypatch):
+    text = (ROOT / "README.md").read_text().split("<!-- own data")[1].split("<!-- end of own data")[0]
+    code, command = re.search(r"```python\n(.*?)```.*?```\npython -m rlhf_lib (.*?)\n```", text, re.S).groups()
+    monkeypatch.chdir(tmp_path)
+    rows = [{"instruction": f"Sum this up. {row['title']}", "input": row["post"] * (number % 2), "output": "",
+             "chosen": row["good"], "rejected": row["worse"]} for number, row in enumerate(posts_of("train", 200))]  # fmt: skip
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exec(code, {})
+    assert main([*command.split(), "--output-dir", str(tmp_path / "outputs")]) == 0
+    assert "PPO beats SFT by reward-model score" in capsys.readouterr().out
+    checkpoints = tmp_path / "outputs" / "smoke" / "checkpoints" / "instruct-gpt2"
+    assert all((checkpoints / stage / "model.safetensors").exists() for stage in ("sft", "reward", "ppo"))
