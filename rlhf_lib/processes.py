@@ -66,11 +66,13 @@ def sum_gradients(module: torch.nn.Module) -> None:
     """Add up the gradients of all processes, in place; each has weighted its losses by its share of the tokens."""
     if count() == 1:
         return
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:  # the share was empty
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for start in range(0, len(parameters), 32):  # one message for many small tensors
+        some = parameters[start : start + 32]
+        whole = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in some])
+        dist.all_reduce(whole)
+        for parameter, part in zip(some, whole.split([p.numel() for p in some]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
 
 def wait() -> None:

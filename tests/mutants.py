@@ -172,8 +172,8 @@ MUTANTS = [
     (
         "a process with an empty share does not take part",
         "processes.py",
-        "if parameter.requires_grad:",
-        "if parameter.grad is not None:",
+        "p for p in module.parameters() if p.requires_grad",
+        "p for p in module.parameters() if p.grad is not None",
         "test_processes.py::test_an_empty_share_brings_no_gradient_but_takes_part",
     ),
     (

@@ -227,13 +227,16 @@ def test_what_processes_sample_and_score_is_the_same_whoever_does_it(tokenizer, 
 
 
 def test_an_empty_share_brings_no_gradient_but_takes_part(monkeypatch):
-    added = []
+    theirs = torch.arange(6.0)
     monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes.dist, "all_reduce", lambda x: added.append(x))
-    model = nn.Linear(2, 1)
-    model.bias.requires_grad_(False)
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda x: x.add_(theirs))
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[1].weight.requires_grad_(False)
+    model[1].bias.requires_grad_(False)
+    model[0].bias.grad = torch.tensor([10.0, 20.0])
     processes.sum_gradients(model)
-    assert [x.tolist() for x in added] == [[[0.0, 0.0]]] and added[0] is model.weight.grad and model.bias.grad is None
+    assert model[0].weight.grad.tolist() == [[0, 1], [2, 3]] and model[0].bias.grad.tolist() == [14, 25]
+    assert model[1].weight.grad is None
     monkeypatch.setattr(processes, "gathered", lambda stats: [stats, {}])
     assert processes.summed_stats({"loss": 0.5}) == {"loss": 0.5}
 
