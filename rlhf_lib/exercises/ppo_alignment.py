@@ -400,26 +400,29 @@ def check_reads_behind_the_end(answer: Callable) -> str:
     """answer(gae) -> bool, with gae(rewards, values, response_mask) -> (advantages, returns) as `ppo.compute_gae`."""
 
     def gae(*reads, untidy=False):
-        """The recursion, right, or reading "values" or "rewards" behind the end; `untidy` leaves numbers at the pads."""
+        """The recursion, right, or reading "values" or "rewards" behind the end, or carrying reward less "value" of the pads;
+        `untidy` leaves numbers at the pads."""
 
         def function(rewards, values, response_mask, gamma=1.0, lam=0.95):
-            r = rewards if "rewards" in reads else rewards * response_mask
-            v = values if "values" in reads else values * response_mask
+            carries = "rewards less values" in reads
+            r = rewards if "rewards" in reads or carries else rewards * response_mask
+            v = values if "values" in reads or carries else values * response_mask
             advantages, next_value, next_advantage = torch.zeros_like(values), 0.0, 0.0
             for t in reversed(range(values.shape[1])):
-                counted = response_mask[:, t] | ("rewards" in reads)
+                counted = response_mask[:, t] | ("rewards" in reads) | carries
                 advantages[:, t] = (r[:, t] + gamma * next_value - v[:, t] + gamma * lam * next_advantage) * counted
-                next_value, next_advantage = v[:, t], advantages[:, t]
+                next_value, next_advantage = v[:, t] * (response_mask[:, t] | (not carries)), advantages[:, t]
             garbage = rewards * ~response_mask if untidy else 0.0
             return advantages * response_mask + garbage, (advantages + v) * response_mask
 
         return function
 
-    def probe(spoil=("rewards", "values"), counted_only=True, spoil_all=False):
+    def probe(spoil=("rewards", "values"), counted_only=True, spoil_all=False, amounts=(100.0, 37.0)):
         def function(gae):
             mask = torch.arange(6) < torch.tensor([[2], [4], [6]])
             numbers = {"rewards": torch.ones(3, 6), "values": torch.ones(3, 6)}
-            spoilt = {k: x + 100.0 * (~mask | spoil_all) * (k in spoil) for k, x in numbers.items()}
+            spoilt = {k: x + amount * (~mask | spoil_all) * (k in spoil)
+                      for (k, x), amount in zip(numbers.items(), amounts, strict=True)}  # fmt: skip
             before, after = (gae(x["rewards"], x["values"], mask)[0] for x in (numbers, spoilt))
             return not torch.equal(*((x[mask] for x in (before, after)) if counted_only else (before, after)))
 
@@ -428,6 +431,8 @@ def check_reads_behind_the_end(answer: Callable) -> str:
     mistakes = {
         "you change only the values behind the end. A function may read the rewards there.": probe(("values",)),
         "you change only the rewards behind the end. A function may read the values there.": probe(("rewards",)),
+        "you change rewards and values by the same amount. A function that carries reward less value of the pads passes.":
+            probe(amounts=(100.0, 100.0)),
         "you compare the pads as well. What stands at a pad is used by nobody: compare the counted tokens.":
             probe(counted_only=False),
         "you change numbers that the mask counts, so that every advantage moves. Change only what is behind the end.":
@@ -436,5 +441,5 @@ def check_reads_behind_the_end(answer: Callable) -> str:
         "its end.": probe(()),
         "it is the wrong way round: True must mean that the function reads on.": lambda gae: not probe()(gae),
     }  # fmt: skip
-    cases = [(gae(),), (gae("values"),), (gae("rewards"),), (gae(untidy=True),)]
+    cases = [(gae(),), (gae("values"),), (gae("rewards"),), (gae("rewards less values"),), (gae(untidy=True),)]
     return grade(answer, probe(), cases, mistakes)
