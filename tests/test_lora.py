@@ -127,6 +127,7 @@ def test_only_the_low_rank_matrices_learn(model_and_targets):
 
 def test_merging_keeps_the_function_and_removes_the_layers(model_and_targets):
     model, targets = model_and_targets
+    model.double()  # fp32 rounds by about a hundred-thousandth, more or less by the number of threads
     kinds = [type(m) for m in model.modules()]
     before = model(IDS).logits
     inject_lora(model, 4, 8, 0.0, targets)
@@ -134,7 +135,7 @@ def test_merging_keeps_the_function_and_removes_the_layers(model_and_targets):
     adapted = model(IDS).logits
     merged = merge_lora(model)
     assert (adapted - before).abs().max() > 1e-2
-    assert (merged(IDS).logits - adapted).abs().max() < 1e-5
+    assert (merged(IDS).logits - adapted).abs().max() < 1e-10
     assert [type(m) for m in merged.modules()] == kinds
 
 

@@ -97,7 +97,8 @@ def test_two_processes_killed_and_resumed_log_the_numbers_of_one(one, two, stage
         for key in row.keys() - {"eps"}:
             assert (row[key] == "") == (other[key] == "")
             if row[key]:
-                assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-5, abs=1e-5), (row["step"], key)
+                close = 1e-3 if key == "check/kl_z" else 1e-5  # z divides one small difference by another
+                assert float(row[key]) == pytest.approx(float(other[key]), rel=close, abs=close), (row["step"], key)
 
 
 def test_only_the_main_process_speaks_and_writes(two):
@@ -261,7 +262,7 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path, tokenizer, 
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert state.set_aside() == (0, [])
-    log = MetricLog(tmp_path, "sft", tensorboard=True)
+    log = MetricLog(tmp_path, "sft", trackers=("tensorboard", "wandb"))
     assert log.add(1, {"loss": 2.0}) == {"step": 1, "loss": 2.0}
     assert log.close() == log.rows == [{"step": 1, "loss": 2.0}]
     write_json(tmp_path / "report.json", {})

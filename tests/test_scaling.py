@@ -180,7 +180,8 @@ def test_the_stored_gold_scores_are_those_of_the_policys_samples(finished):
 def test_tokens_and_flops_of_a_training_are_six_times_parameters_times_tokens(tokenizer, tmp_path):
     policy = models.load_policy("tiny:small", tokenizer)
     recipe = dataclasses.replace(RECIPE, seed=3)
-    examples, validation = stages.sft_examples(recipe)
+    examples = stages.demonstrations(recipe, tokenizer, "train", recipe.sft.examples)
+    validation = stages.demonstrations(recipe, tokenizer, "validation", recipe.sft.validation_examples)
     with scaling._loop("sft", tokenizer, policy) as loop:
         loop.rows = sft.train_sft(recipe, policy, tokenizer, examples, validation, tmp_path, make_accelerator("no"), {})
     prompts = data.encode_prompts(tokenizer, [e["prompt"] for e in examples], recipe.max_prompt_tokens)
