@@ -110,6 +110,8 @@ def test_shp_keeps_the_clearest_pairs_of_each_post(tmp_path):
     found = corpora.load(config(tmp_path, "stanfordnlp/SHP", "stanfordnlp/SHP", pairs_per_prompt=2))
     assert sorted(e["chosen"] for e in everything(found["preferences"])) == ["a2", "a3", "b"]
     assert sorted(e["completion"] for e in everything(found["sft"])) == ["a2", "a3", "b"]
+    found = corpora.load(config(tmp_path, "stanfordnlp/SHP", "stanfordnlp/SHP"))  # 2 itself is clear enough, 1.9 is not
+    assert sorted(e["chosen"] for e in everything(found["preferences"])) == ["a1", "a2", "a3", "a4", "b"]
     found = corpora.load(config(tmp_path, "stanfordnlp/SHP", "stanfordnlp/SHP", min_score_ratio=0.0))
     assert len(everything(found["preferences"])) == 6
 

@@ -145,6 +145,19 @@ def test_pad_is_never_eos_and_is_a_token_that_the_family_left_unused(family, pad
         torch.testing.assert_close(a, b, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pad_that_the_vocabulary_lacks_is_the_mean_of_the_other_rows(tied, hub, tmp_path):
+    """GPT-2's embeddings end with EOS: the new row must not be a random one, or no two loads would agree."""
+    tokenizer = models.load_tokenizer(hub / "gpt2")
+    small = AutoModelForCausalLM.from_pretrained(hub / "gpt2", tie_word_embeddings=tied)
+    small.resize_token_embeddings(len(tokenizer) - 1)
+    small.save_pretrained(tmp_path)
+    policy = models.load_policy(tmp_path, tokenizer)
+    for module in (policy.get_input_embeddings(), policy.get_output_embeddings()):
+        assert len(module.weight) == len(tokenizer)
+        torch.testing.assert_close(module.weight[-1], module.weight[:-1].mean(0))
+
+
 def test_llama_prompts_begin_with_bos_and_keep_it_and_the_cue_when_they_are_cut(hub):
     tokenizer = models.load_tokenizer(hub / "llama")
     whole, cut = (data.encode_prompts(tokenizer, ["My boss Ann left.\n\nTL;DR:"], n)[0] for n in (100, 6))
